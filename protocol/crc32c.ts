@@ -1,0 +1,66 @@
+/**
+ * CRC-32C (Castagnoli, reflected polynomial 0x82f63b78): the checksum of redo log blocks and mini-transactions
+ * (InnoDB's `my_crc32c`), of full_crc32 pages and of our own frames and files.
+ *
+ * Two ways to the same number. A mini-transaction has 130 bytes on average, and for so few the call into native code
+ * plus a fresh `subarray` costs more than the sum itself; so short ranges go through eight lookup tables in JavaScript
+ * (slicing-by-8) and only longer ones through the processor's own instruction.
+ */
+import { crc32c as nativeCrc32c } from '@node-rs/crc32'
+
+/** From this many bytes on the native call wins; bench/micro/redo-parse.ts prints both sides of the crossing. */
+export const CRC32C_NATIVE_BYTES_MIN = 256
+
+const TABLES = buildTables()
+const T0 = TABLES[0]!
+const T1 = TABLES[1]!
+const T2 = TABLES[2]!
+const T3 = TABLES[3]!
+const T4 = TABLES[4]!
+const T5 = TABLES[5]!
+const T6 = TABLES[6]!
+const T7 = TABLES[7]!
+
+function buildTables(): Int32Array[] {
+  const tables = Array.from({ length: 8 }, () => new Int32Array(256))
+  for (let n = 0; n < 256; n++) {
+    let c = n
+    for (let bit = 0; bit < 8; bit++) c = c & 1 ? (c >>> 1) ^ 0x82f63b78 : c >>> 1
+    tables[0]![n] = c
+  }
+  for (let k = 1; k < 8; k++)
+    for (let n = 0; n < 256; n++) {
+      const c = tables[k - 1]![n]!
+      tables[k]![n] = (c >>> 8) ^ tables[0]![c & 0xff]!
+    }
+  return tables
+}
+
+/**
+ * CRC-32C of `buf[start, end)`, continuing from `seed` (the CRC of what came before; 0 at the beginning), as an
+ * unsigned 32-bit number. The caller guarantees 0 <= start <= end <= buf.length. `buf` may be a view of shared memory.
+ */
+export function crc32c(buf: Uint8Array, start: number, end: number, seed = 0): number {
+  if (end - start >= CRC32C_NATIVE_BYTES_MIN) return nativeCrc32c(buf.subarray(start, end), seed)
+  return crc32cTables(buf, start, end, seed)
+}
+
+/** The same, always by table lookup. Exported for tests and the benchmark that finds the crossing. */
+export function crc32cTables(buf: Uint8Array, start: number, end: number, seed = 0): number {
+  let c = ~seed
+  let i = start
+  for (const stop = end - 7; i < stop; i += 8) {
+    c ^= buf[i]! | (buf[i + 1]! << 8) | (buf[i + 2]! << 16) | (buf[i + 3]! << 24)
+    c =
+      T7[c & 0xff]! ^
+      T6[(c >>> 8) & 0xff]! ^
+      T5[(c >>> 16) & 0xff]! ^
+      T4[c >>> 24]! ^
+      T3[buf[i + 4]!]! ^
+      T2[buf[i + 5]!]! ^
+      T1[buf[i + 6]!]! ^
+      T0[buf[i + 7]!]!
+  }
+  for (; i < end; i++) c = (c >>> 8) ^ T0[(c ^ buf[i]!) & 0xff]!
+  return ~c >>> 0
+}
