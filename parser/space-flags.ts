@@ -84,7 +84,8 @@ function parseFullCrc32(flags: number): SpaceFormat {
 
 function parseOld(flags: number): SpaceFormat {
   if (flags & ~OLD_FLAGS_MASK) invalid(flags, 'unknown bits are set')
-  if ((flags & (POST_ANTELOPE | ATOMIC_BLOBS)) === ATOMIC_BLOBS) invalid(flags, 'ATOMIC_BLOBS without POST_ANTELOPE')
+  if ((flags & (POST_ANTELOPE | ATOMIC_BLOBS)) === ATOMIC_BLOBS)
+    invalid(flags, 'ATOMIC_BLOBS without POST_ANTELOPE')
   // Bits 10 to 15 are reserved; bit 10 was MySQL's DATA DIRECTORY and is ignored.
   if ((flags >>> 10) & 0x3e) invalid(flags, 'reserved bits are set')
   const ssize = (flags >>> 6) & 15
@@ -93,7 +94,8 @@ function parseOld(flags: number): SpaceFormat {
   if (!logicalSize) invalid(flags, `page size code ${ssize}`)
   const zipSsize = (flags >>> 1) & 15
   if (zipSsize > (ssize || 5)) invalid(flags, `compressed page size code ${zipSsize}`)
-  if (zipSsize && ~flags & (POST_ANTELOPE | ATOMIC_BLOBS)) invalid(flags, 'ROW_FORMAT=COMPRESSED without ATOMIC_BLOBS')
+  if (zipSsize && ~flags & (POST_ANTELOPE | ATOMIC_BLOBS))
+    invalid(flags, 'ROW_FORMAT=COMPRESSED without ATOMIC_BLOBS')
   return {
     flags,
     logicalSize: logicalSize as LogicalPageSize,
@@ -112,7 +114,8 @@ function parseOld(flags: number): SpaceFormat {
 export function parseSpaceFlags(flags: number): SpaceFormat {
   const known = cache.get(flags)
   if (known) return known
-  if (!Number.isInteger(flags) || flags < 0 || flags > 0xffffffff) invalid(flags, 'not an unsigned 32-bit number')
+  if (!Number.isInteger(flags) || flags < 0 || flags > 0xffffffff)
+    invalid(flags, 'not an unsigned 32-bit number')
   const format = Object.freeze(flags & FCRC32_MARKER ? parseFullCrc32(flags) : parseOld(flags))
   cache.set(flags, format)
   return format
@@ -150,7 +153,9 @@ export function readSpaceFormat(page0: Uint8Array): SpaceFormat {
   if (page0.length < FSP_SPACE_FLAGS_OFFSET + 4)
     throw new InvalidSpaceFlagsError(`page 0 has only ${page0.length} bytes; the file is cut short`)
   const o = FSP_SPACE_FLAGS_OFFSET
-  const format = parseSpaceFlags(((page0[o]! << 24) | (page0[o + 1]! << 16) | (page0[o + 2]! << 8) | page0[o + 3]!) >>> 0)
+  const format = parseSpaceFlags(
+    ((page0[o]! << 24) | (page0[o + 1]! << 16) | (page0[o + 2]! << 8) | page0[o + 3]!) >>> 0,
+  )
   const at = encryptionInfoOffset(format)
   const encrypted = CRYPT_MAGIC.every((byte, i) => page0[at + i] === byte)
   return encrypted ? { ...format, encryptedHint: true } : format
