@@ -129,8 +129,10 @@ export function encodeVarint(buf: Uint8Array, pos: number, value: number): numbe
   return at
 }
 
-/** `#lastOffset` when the next record must name its page again (after FREE_PAGE and TRIM_PAGES). */
-const NO_SAME_PAGE_WRITE = -1
+/** `#lastOffset` after FREE_PAGE: of same-page records only OPTION may follow. */
+const PAGE_FREED = -1
+/** `#lastOffset` after TRIM_PAGES: its page id names the end of a file, and nothing is on "the same page". */
+const NO_PAGE = -2
 
 /**
  * Walks the records of one mini-transaction, or of a part of one that begins with an explicit page id.
@@ -282,7 +284,7 @@ export class RecordCursor {
     switch (bits) {
       case RecordType.FREE_PAGE:
         if (pos !== end) this.#corrupt('a FREE_PAGE record with a payload', start)
-        this.#lastOffset = NO_SAME_PAGE_WRITE
+        this.#lastOffset = PAGE_FREED
         return
       case RecordType.INIT_PAGE:
         if (pos !== end) this.#corrupt('an INIT_PAGE record with a payload', start)
@@ -295,14 +297,14 @@ export class RecordCursor {
           this.#corrupt(`an EXTENDED record of the unknown subtype ${this.subtype}`, start)
         if (this.subtype === ExtendedSubtype.TRIM_PAGES) {
           if (end - pos !== 1 || this.samePage) this.#corrupt('a malformed TRIM_PAGES record', start)
-          this.#lastOffset = NO_SAME_PAGE_WRITE
+          this.#lastOffset = NO_PAGE
         } else {
-          if (this.#lastOffset === NO_SAME_PAGE_WRITE)
-            this.#corrupt('a change to a page that was freed', start)
+          if (this.#lastOffset < 0) this.#corrupt('a change to a page that was freed', start)
           this.#lastOffset = FIL_PAGE_TYPE
         }
         return
       case RecordType.OPTION:
+        if (this.#lastOffset === NO_PAGE) this.#corrupt('a record on the same page as a TRIM_PAGES', start)
         if (pos < end) this.subtype = buf[pos]!
         return
       default:
@@ -317,7 +319,7 @@ export class RecordCursor {
     const max = this.#pageBytesMax
     let pos = payload
     if (pos === end) this.#corrupt('a write record without an offset', start)
-    if (this.#lastOffset === NO_SAME_PAGE_WRITE) this.#corrupt('a write to a page that was freed', start)
+    if (this.#lastOffset < 0) this.#corrupt('a write to a page that was freed', start)
     const offsetBytes = varintBytes(buf[pos]!)
     if (offsetBytes > 3 || pos + offsetBytes >= end)
       this.#corrupt('a malformed offset in a write record', start)
