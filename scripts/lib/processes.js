@@ -1,0 +1,95 @@
+// Child processes of the test run: started with a mark in their environment, so that whatever they
+// start in turn, however it detaches itself, is found again and ended by its pid.
+import { spawn } from 'node:child_process'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { root } from './checkout.js'
+
+/** Name of the environment variable that marks the processes of one run. */
+export const markName = 'PALIMPSEST_TEST_RUN'
+
+/**
+ * @param {string} mark value of the mark
+ * @returns {{pid: number, command: string}[]} running processes that carry it; empty where there is no /proc
+ */
+export function markedProcesses(mark) {
+  const wanted = `${markName}=${mark}`
+  const found = []
+  for (const name of listProc()) {
+    const pid = Number(name)
+    if (!Number.isInteger(pid) || pid === process.pid) continue
+    try {
+      const environment = readFileSync(`/proc/${pid}/environ`, 'latin1').split('\0')
+      if (!environment.includes(wanted)) continue
+      const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').join(' ').trim()
+      found.push({ pid, command: command || readlinkSync(`/proc/${pid}/exe`) })
+    } catch {
+      // It ended meanwhile, or belongs to someone else.
+    }
+  }
+  return found
+}
+
+function listProc() {
+  try {
+    return readdirSync('/proc')
+  } catch {
+    return []
+  }
+}
+
+/**
+ * Gives the marked processes a moment to end, then kills those that did not.
+ * @param {string} mark
+ * @param {number} graceMs how long a process may take to end by itself
+ * @returns {Promise<string[]>} the command lines of those that had to be killed
+ */
+export async function killMarked(mark, graceMs) {
+  const until = Date.now() + graceMs
+  let left = markedProcesses(mark)
+  while (left.length > 0 && Date.now() < until) {
+    await sleep(100)
+    left = markedProcesses(mark)
+  }
+  const names = left.map(({ pid, command }) => `pid ${pid}: ${command.slice(0, 200)}`)
+  // Killing one may let another go on for a moment (a shell's child): look again until none is left.
+  for (let round = 0; left.length > 0 && round < 20; round++) {
+    for (const { pid } of left) {
+      try {
+        process.kill(pid, 'SIGKILL')
+      } catch {
+        // already gone
+      }
+    }
+    await sleep(50)
+    left = markedProcesses(mark)
+  }
+  return names
+}
+
+/**
+ * Runs one command in the checkout's root.
+ * @param {string} command
+ * @param {string[]} args
+ * @param {{env?: NodeJS.ProcessEnv, onStdout?: (chunk: Buffer) => void, onStart?: (child: import('node:child_process').ChildProcess) => void}} [options]
+ *   without onStdout, stdout and stderr together are kept and returned
+ * @returns {Promise<{code: number, signal: NodeJS.Signals | null, output: string}>}
+ */
+export function run(command, args, { env = process.env, onStdout, onStart } = {}) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, {
+      cwd: root,
+      env,
+      stdio: ['ignore', 'pipe', onStdout ? 'inherit' : 'pipe'],
+    })
+    onStart?.(child)
+    let output = ''
+    const keep = chunk => {
+      output += chunk
+    }
+    child.stdout.on('data', onStdout ?? keep)
+    child.stderr?.on('data', keep)
+    child.on('error', reject)
+    child.on('close', (code, signal) => resolve({ code: code ?? 1, signal, output }))
+  })
+}

@@ -1,0 +1,227 @@
+// Sees to it that there is a MariaDB server to work with: uses the one that is installed, or, on a
+// machine with apt, installs one. Run directly it prints what it found.
+//
+// What it never does: touch a MariaDB or MySQL server that is already there, start a system-wide
+// server, remove or downgrade a package, or install anything when PALIMPSEST_NO_INSTALL=1.
+import { spawnSync } from 'node:child_process'
+import { existsSync, rmSync, writeFileSync } from 'node:fs'
+import { argv } from 'node:process'
+import { fileURLToPath } from 'node:url'
+import { runMain, say } from './lib/checkout.js'
+import { findMariadb, findProgram, supportedText } from './lib/mariadb.js'
+
+/** The version whose source the tests were checked against; Debian 12 main carries it. */
+const debianVersion = '1:10.11.18-0+deb12u1'
+
+/** Server and clients, without the package that registers a system service. */
+const corePackages = ['mariadb-server-core', 'mariadb-client-core', 'mariadb-client']
+/** What these rest on. Pinned too, for else apt takes a newer release from the security archive. */
+const libraryPackages = ['mariadb-common', 'libmariadb3']
+/** What the tests use beyond that: a load, a second opinion on backups, MariaDB's own test suites. */
+const testPackages = ['mariadb-backup']
+const suitePackages = ['mariadb-server', 'mariadb-test', 'mariadb-test-data']
+
+const policyFile = '/usr/sbin/policy-rc.d'
+
+/**
+ * @typedef {{command: string, before: string[], isRoot: boolean}} Privilege
+ * @typedef {import('./lib/mariadb.js').FoundMariadb} FoundMariadb
+ */
+
+/** @returns {Privilege | string} how to run apt-get with the right to install, or why that is not possible */
+function privilege() {
+  if (findProgram(['apt-get']) === undefined) return 'this machine has no apt-get to install it with'
+  if (process.getuid?.() === 0) return { command: 'apt-get', before: [], isRoot: true }
+  if (spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status === 0) {
+    return { command: 'sudo', before: ['-n', 'DEBIAN_FRONTEND=noninteractive', 'apt-get'], isRoot: false }
+  }
+  return 'installing it needs root (or sudo without a password)'
+}
+
+/**
+ * @param {Privilege} right
+ * @param {string[]} args
+ * @returns {{ok: boolean, output: string}}
+ */
+function apt(right, args) {
+  const result = spawnSync(
+    right.command,
+    [...right.before, '-q', '-y', '-o', 'DPkg::Lock::Timeout=120', ...args],
+    {
+      encoding: 'utf8',
+      maxBuffer: 64 << 20,
+      env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  )
+  return {
+    ok: result.status === 0,
+    output: `${result.stdout ?? ''}${result.stderr ?? ''}${result.error?.message ?? ''}`,
+  }
+}
+
+/** The line of apt's output that says what went wrong. @param {string} output */
+function complaint(output) {
+  const lines = output.trim().split('\n')
+  return (lines.find(line => /^E:/.test(line)) ?? lines.at(-1) ?? '').trim()
+}
+
+/** @param {string} name @returns {string | undefined} the installed version of a package */
+function installedVersion(name) {
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: these are dpkg-query's own fields
+  const format = '${db:Status-Abbrev}${Version}'
+  const result = spawnSync('dpkg-query', ['-W', '-f', format, name], { encoding: 'utf8' })
+  const match = /^ii (\S+)/.exec(result.stdout ?? '')
+  return match?.[1]
+}
+
+/** @param {string} name @returns {string[]} the versions of a package that the archives offer */
+function offeredVersions(name) {
+  const result = spawnSync('apt-cache', ['madison', name], { encoding: 'utf8' })
+  return (result.stdout ?? '')
+    .split('\n')
+    .map(line => line.split('|')[1]?.trim())
+    .filter(version => version !== undefined && version !== '')
+}
+
+/**
+ * A 10.11 release to install: the known one where it is offered, else the archive's newest 10.11.
+ * @returns {string | undefined}
+ */
+function chooseVersion() {
+  const offered = offeredVersions('mariadb-server-core')
+  if (offered.includes(debianVersion)) return debianVersion
+  return offered.find(version => /^(\d+:)?10\.11\./.test(version))
+}
+
+/**
+ * Arguments for one install command that puts the server there at `version`. A library that another
+ * program brought along stays as it is.
+ * @param {string} version
+ * @param {string[]} packages
+ */
+function pinned(version, packages) {
+  const libraries = libraryPackages.filter(name => installedVersion(name) === undefined)
+  return [...packages, ...libraries].map(name => `${name}=${version}`)
+}
+
+/**
+ * Simulates an installation first and goes through with it only if it neither removes nor downgrades.
+ * @param {Privilege} right
+ * @param {string[]} packages
+ * @returns {string | undefined} what went wrong
+ */
+function install(right, packages) {
+  const args = ['install', '--no-install-recommends', ...packages]
+  const plan = apt(right, ['-s', ...args])
+  if (!plan.ok) return complaint(plan.output)
+  const removed = /^Remv (\S+)/m.exec(plan.output)
+  if (removed !== null) return `apt would have to remove ${removed[1]}, which is not Palimpsest's to do`
+  // Debian starts a service as it is installed unless this file says no. One that is there already
+  // belongs to the machine's owner, and stays, whatever it says.
+  const startsService = packages.some(name => name.startsWith('mariadb-server='))
+  const ownPolicy = startsService && right.isRoot && !existsSync(policyFile)
+  const removePolicy = () => rmSync(policyFile, { force: true })
+  if (ownPolicy) {
+    writeFileSync(policyFile, '#!/bin/sh\nexit 101\n', { mode: 0o755 })
+    process.on('exit', removePolicy)
+  }
+  try {
+    const done = apt(right, args)
+    return done.ok ? undefined : complaint(done.output)
+  } finally {
+    if (ownPolicy) {
+      removePolicy()
+      process.removeListener('exit', removePolicy)
+    }
+  }
+}
+
+/**
+ * Finds MariaDB, installing it where that is possible and allowed.
+ * @param {{profile: 'start' | 'test'}} options 'test' also sees to sysbench, mariadb-backup and, for root, to
+ *   MariaDB's test suites
+ * @returns {Promise<FoundMariadb>}
+ */
+export async function setupMariadb({ profile }) {
+  const found = findMariadb()
+  if (found.ok) {
+    if (!found.tested) say(`note: MariaDB ${found.version} is used as it is; ${supportedText}`)
+    if (profile === 'test') addTestTools(found)
+    return findMariadb()
+  }
+  // A server that is there but cannot be used is its owner's: installing another would replace it.
+  const present = findProgram(['mariadbd', 'mysqld']) !== undefined
+  if (present && !/no client program|no mariadb-install-db/.test(found.reason)) return found
+  if (process.env.PALIMPSEST_NO_INSTALL === '1') {
+    return { ok: false, reason: `${found.reason}, and PALIMPSEST_NO_INSTALL=1 forbids installing it` }
+  }
+  const right = privilege()
+  if (typeof right === 'string') {
+    return {
+      ok: false,
+      reason: `${found.reason}, and ${right}; install MariaDB 10.11 by hand. ${supportedText}`,
+    }
+  }
+
+  say('installing MariaDB from the distribution (apt-get)…')
+  const update = apt(right, ['update'])
+  const version = chooseVersion()
+  if (version === undefined) {
+    const why = update.ok
+      ? 'the archives of this distribution offer no MariaDB 10.11'
+      : complaint(update.output)
+    return { ok: false, reason: `${found.reason}, and ${why}. ${supportedText}` }
+  }
+  const problem = install(right, pinned(version, corePackages))
+  if (problem !== undefined) return { ok: false, reason: `installing MariaDB ${version} failed: ${problem}` }
+  const now = findMariadb()
+  if (now.ok && profile === 'test') addTestTools(now, right)
+  return findMariadb()
+}
+
+/**
+ * Installs what the tests use beyond the server, each step by itself: a test that misses its tool is
+ * skipped and says so, the others run.
+ * @param {FoundMariadb & {ok: true}} found
+ * @param {Privilege} [known]
+ */
+function addTestTools(found, known) {
+  if (process.env.PALIMPSEST_NO_INSTALL === '1') return
+  const version = installedVersion('mariadb-server-core')
+  const wants = []
+  if (found.sysbench === undefined) wants.push(['sysbench'])
+  if (version !== undefined) {
+    if (found.backup === undefined) wants.push(pinned(version, testPackages))
+    // The suites bring the package that registers a service: right on a machine for tests, where one
+    // is root, not on somebody's own.
+    if (process.getuid?.() === 0 && installedVersion('mariadb-test') === undefined) {
+      wants.push(pinned(version, suitePackages))
+    }
+  }
+  if (wants.length === 0) return
+  const right = known ?? privilege()
+  if (typeof right === 'string') {
+    say(`some tools for tests are missing (${wants.flat().join(' ')}), and ${right}`)
+    return
+  }
+  if (known === undefined) apt(right, ['update'])
+  for (const packages of wants) {
+    say(`installing ${packages.join(' ')}…`)
+    const problem = install(right, packages)
+    if (problem !== undefined) say(`could not install ${packages.join(' ')}: ${problem}`)
+  }
+}
+
+if (argv[1] === fileURLToPath(import.meta.url)) {
+  await runMain(async () => {
+    const found = await setupMariadb({ profile: argv.includes('--test') ? 'test' : 'start' })
+    if (!found.ok) {
+      say(`palimpsest: ${found.reason}`)
+      return 1
+    }
+    const lines = Object.entries(found).map(([name, value]) => `${name}: ${value ?? '-'}\n`)
+    process.stdout.write(lines.join(''))
+    return 0
+  })
+}
