@@ -143,6 +143,7 @@ export class ChunkIndexer {
       try {
         while (cursor.next()) {
           records++
+          if (cursor.samePage && (cursor.page !== 0 || cursor.type !== RecordType.WRITE)) continue
           if (mayHoldSpaceEvent(cursor)) {
             collectSpaceEvents(cursor, buf, (begin + lsnRelative) as Lsn, events)
             if (cursor.type !== RecordType.WRITE) {

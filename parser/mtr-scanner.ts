@@ -9,7 +9,7 @@
  * means "nothing here yet": these bytes are zeros, half-written, or left from the lap before. For everybody downstream
  * the log is a plain sequence of bytes in which the terminator is 0 or 1 and anything else is corruption.
  */
-import { crc32c } from '../protocol/crc32c.ts'
+import { Crc32cOfBuffer } from '../protocol/crc32c.ts'
 import type { Lsn } from '../protocol/ids.ts'
 import type { LogGeometry } from './log-file.ts'
 import { decodeVarint, MTR_BYTES_MAX, varintBytes } from './record-decoder.ts'
@@ -70,6 +70,7 @@ export class MtrScanner {
   recordsEnd = 0
   /** … and where the next mini-transaction begins. */
   mtrEnd = 0
+  readonly #crc = new Crc32cOfBuffer()
 
   /**
    * Looks at the mini-transaction that begins at `buf[pos]`, with bytes up to `end`. Those who read the ring give its
@@ -108,7 +109,8 @@ export class MtrScanner {
       return ScanResult.SEQUENCE_BIT
     if (at + MTR_TRAILER_BYTES > end) return ScanResult.NEED_MORE
     const stored = ((buf[at + 1]! << 24) | (buf[at + 2]! << 16) | (buf[at + 3]! << 8) | buf[at + 4]!) >>> 0
-    if (crc32c(buf, pos, at) !== stored) return ScanResult.CHECKSUM
+    this.#crc.bind(buf)
+    if (this.#crc.sum(pos, at) !== stored) return ScanResult.CHECKSUM
     this.recordsStart = pos
     this.recordsEnd = at
     this.mtrEnd = at + MTR_TRAILER_BYTES

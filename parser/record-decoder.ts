@@ -159,18 +159,20 @@ export class RecordCursor {
   payloadStart = 0
   /** Position after the record. */
   recordEnd = 0
-  /** First payload byte of EXTENDED and of a non-empty OPTION; -1 for others. */
+  // The fields from here on are set by the types that they are named for, and stale for others.
+
+  /** EXTENDED, OPTION: the first payload byte; -1 for an OPTION without any. */
   subtype = -1
   /**
    * WRITE, MEMSET, MEMMOVE: absolute byte offset in the page where the record writes, >= 8; the relative encoding of
-   * same-page records is already resolved. 0 for others.
+   * same-page records is already resolved.
    */
   pageOffset = 0
   /** WRITE, MEMSET, MEMMOVE: number of bytes of the page that the record writes; pageOffset + it <= pageBytes. */
   pageLength = 0
-  /** WRITE: the bytes to write; MEMSET: the pattern to repeat; both up to `recordEnd`. MEMMOVE: = recordEnd. */
+  /** WRITE: the bytes to write; MEMSET: the pattern to repeat; both up to `recordEnd`. */
   dataStart = 0
-  /** MEMMOVE: absolute byte offset in the page to copy from, >= 8. 0 for others. */
+  /** MEMMOVE: absolute byte offset in the page to copy from, >= 8. */
   sourceOffset = 0
 
   #buf: Uint8Array = new Uint8Array(0)
@@ -223,11 +225,6 @@ export class RecordCursor {
     this.recordStart = start
     this.recordEnd = end
     this.#pos = end
-    this.subtype = -1
-    this.pageOffset = 0
-    this.pageLength = 0
-    this.sourceOffset = 0
-    this.dataStart = end
 
     const bits = first & 0x70
     if (bits === RECORD_TYPE_RESERVED) this.#corrupt('a record of the reserved type 6', start)
@@ -235,6 +232,21 @@ export class RecordCursor {
     if (first & 0x80 && this.#gotPage) {
       this.samePage = true
       this.type = bits
+      if (
+        bits === RecordType.EXTENDED &&
+        pos < end &&
+        this.#lastOffset >= 0 &&
+        end - start <= this.#pageBytesMax
+      ) {
+        // Two thirds of all records: an insert into the page at hand.
+        const subtype = buf[pos]!
+        if (subtype < ExtendedSubtype.TRIM_PAGES) {
+          this.payloadStart = pos
+          this.subtype = subtype
+          this.#lastOffset = FIL_PAGE_TYPE
+          return true
+        }
+      }
       if (bits <= RecordType.INIT_PAGE)
         this.#corrupt('a FREE_PAGE or INIT_PAGE record without a page id', start)
     } else {
@@ -305,7 +317,7 @@ export class RecordCursor {
         return
       case RecordType.OPTION:
         if (this.#lastOffset === NO_PAGE) this.#corrupt('a record on the same page as a TRIM_PAGES', start)
-        if (pos < end) this.subtype = buf[pos]!
+        this.subtype = pos < end ? buf[pos]! : -1
         return
       default:
         this.#checkWrite(bits, pos, end)

@@ -4,7 +4,8 @@
  *
  * Two ways to the same number. A mini-transaction has 130 bytes on average, and for so few the call into native code
  * plus a fresh `subarray` costs more than the sum itself; so short ranges go through eight lookup tables in JavaScript
- * (slicing-by-8) and only longer ones through the processor's own instruction.
+ * (slicing-by-8; by-16 gained nothing measurable) and only longer ones through the processor's own instruction.
+ * Words are read in the machine's byte order, which is little-endian wherever Node's prebuilt packages run.
  */
 import { crc32c as nativeCrc32c } from '@node-rs/crc32'
 
@@ -45,7 +46,7 @@ export function crc32c(buf: Uint8Array, start: number, end: number, seed = 0): n
   return crc32cTables(buf, start, end, seed)
 }
 
-/** The same, always by table lookup. Exported for tests and the benchmark that finds the crossing. */
+/** The same, always by table lookup, byte by byte from memory. */
 export function crc32cTables(buf: Uint8Array, start: number, end: number, seed = 0): number {
   let c = ~seed
   let i = start
@@ -63,4 +64,53 @@ export function crc32cTables(buf: Uint8Array, start: number, end: number, seed =
   }
   for (; i < end; i++) c = (c >>> 8) ^ T0[(c ^ buf[i]!) & 0xff]!
   return ~c >>> 0
+}
+
+/**
+ * CRC-32C of many short ranges of one buffer: bound to the buffer, it reads aligned 32-bit words, which makes the table
+ * loop half as fast again. For the scanner, which sums each of some million mini-transactions a second.
+ */
+export class Crc32cOfBuffer {
+  #buf: Uint8Array = new Uint8Array(0)
+  #words: Int32Array = new Int32Array(0)
+  /** How many bytes of the first word lie before `buf[0]`. */
+  #shift = 0
+
+  /** Binds to `buf`; costs nothing if it is bound to it already. */
+  bind(buf: Uint8Array): void {
+    if (buf === this.#buf) return
+    this.#buf = buf
+    // (With the buffer at an odd address, the first word begins before it; that word is never read.)
+    this.#shift = buf.byteOffset & 3
+    this.#words = new Int32Array(buf.buffer, buf.byteOffset - this.#shift, (this.#shift + buf.length) >>> 2)
+  }
+
+  /** CRC-32C of `[start, end)` of the bound buffer, unsigned. The same guarantees as for `crc32c`. */
+  sum(start: number, end: number): number {
+    const buf = this.#buf
+    if (end - start >= CRC32C_NATIVE_BYTES_MIN) return nativeCrc32c(buf.subarray(start, end))
+    const words = this.#words
+    const shift = this.#shift
+    let c = -1
+    let i = start
+    for (; ((i + shift) & 3) !== 0 && i < end; i++) c = (c >>> 8) ^ T0[(c ^ buf[i]!) & 0xff]!
+    let w = (i + shift) >>> 2
+    const stop = ((end + shift) >>> 2) - 1
+    for (; w < stop; w += 2) {
+      c ^= words[w]!
+      const d = words[w + 1]!
+      c =
+        T7[c & 0xff]! ^
+        T6[(c >>> 8) & 0xff]! ^
+        T5[(c >>> 16) & 0xff]! ^
+        T4[c >>> 24]! ^
+        T3[d & 0xff]! ^
+        T2[(d >>> 8) & 0xff]! ^
+        T1[(d >>> 16) & 0xff]! ^
+        T0[d >>> 24]!
+      i += 8
+    }
+    for (; i < end; i++) c = (c >>> 8) ^ T0[(c ^ buf[i]!) & 0xff]!
+    return ~c >>> 0
+  }
 }
