@@ -1,0 +1,346 @@
+/**
+ * The way of a timeline's redo into its memtable: arrive, be indexed by workers in parallel, be linked in LSN order.
+ *
+ *     reserve → (socket fills) → commit → waiting ranges → a worker each → linked, oldest first
+ *
+ * Adjacent chunks that wait are indexed as one range, so that a trickle of small chunks costs little when it comes faster
+ * than workers take it, and a chunk that comes alone is readable at once. Nothing here is queued without bound: when
+ * too much is unlinked, or no arena is free, `reserve` gives nothing and the caller stops reading its socket.
+ */
+import type { SpaceEvent } from '../../parser/space-events.ts'
+import type { Lsn } from '../../protocol/ids.ts'
+import { internalError, PalimpsestError } from '../shared/errors.ts'
+import type { WorkerPool } from '../shared/worker-pool.ts'
+import type { ArenaPool } from './arena.ts'
+import type { TimeSample } from './memtable.ts'
+import type { IndexRangeResult } from './worker.ts'
+
+/** Largest range that adjacent chunks are joined to. */
+const RANGE_BYTES_MAX = 4 << 20
+/** Redo that may have arrived and not be linked yet. */
+const UNLINKED_BYTES_MAX = 24 << 20
+
+const WAITING = 0
+const INDEXING = 1
+const INDEXED = 2
+/** Its index found no room; it is tried again when an arena is free. */
+const STARVED = 3
+
+interface Range {
+  state: typeof WAITING | typeof INDEXING | typeof INDEXED | typeof STARVED
+  readonly arena: number
+  /** Byte offset in the arena memory. */
+  readonly at: number
+  bytes: number
+  readonly begin: Lsn
+  readonly samples: TimeSample[]
+  /** Arena of the index, retained for this range until it is linked. */
+  indexArena: number
+  result: (IndexRangeResult & { status: 'ok' }) | undefined
+  /** It follows corrupt redo and will not be linked. */
+  dropped: boolean
+  /** The redo after this range is corrupt: stop when it has been linked. */
+  stopWith: PalimpsestError | undefined
+}
+
+export interface LinkedRange {
+  readonly arena: number
+  readonly indexArena: number
+  /** Word of the range's index (run-index.ts). */
+  readonly header: number
+  readonly bytes: number
+  readonly endLsn: Lsn
+  readonly events: readonly SpaceEvent[]
+  readonly samples: readonly TimeSample[]
+  readonly mtrs: number
+  readonly records: number
+}
+
+export interface RedoIngestHooks {
+  /** A range is next in LSN order; called synchronously, one after the other. It must take its holds on the arenas. */
+  link(range: LinkedRange): void
+  /** The redo at `error.lsn` is damaged. Everything before it has been linked; nothing more will be. */
+  stopped(error: PalimpsestError): void
+  /** No arena is free: flush something. */
+  starved(): void
+}
+
+type IndexPool = WorkerPool<typeof import('./worker.ts')>
+
+export class RedoIngest {
+  readonly #pool: ArenaPool
+  readonly #workers: IndexPool
+  readonly #hooks: RedoIngestHooks
+  readonly #innodbPageSize: number
+  readonly #ranges: Range[] = []
+  /** Where redo goes now: an arena with one reference of ours, and the byte offset in it; -1 before the first. */
+  #arena = -1
+  #bottom = 0
+  /** Where indexes go now; often the same arena. */
+  #indexArena = -1
+  #reserved = 0
+  #indexing = 0
+  #unlinkedBytes = 0
+  #arrivedLsn: Lsn
+  #stopped = false
+  readonly #roomWaiters: (() => void)[] = []
+
+  constructor(
+    pool: ArenaPool,
+    workers: IndexPool,
+    innodbPageSize: number,
+    startLsn: Lsn,
+    hooks: RedoIngestHooks,
+  ) {
+    this.#pool = pool
+    this.#workers = workers
+    this.#innodbPageSize = innodbPageSize
+    this.#arrivedLsn = startLsn
+    this.#hooks = hooks
+  }
+
+  /** End of what has arrived whole: where a new subscription goes on. */
+  get arrivedLsn(): Lsn {
+    return this.#arrivedLsn
+  }
+
+  get idle(): boolean {
+    return this.#ranges.length === 0
+  }
+
+  get isStopped(): boolean {
+    return this.#stopped
+  }
+
+  /**
+   * Arena memory for the next `bytes` of redo, to be filled and then committed or abandoned; one at a time. Undefined when
+   * there is no room now: wait for `room()` and ask again.
+   */
+  reserve(bytes: number): Uint8Array | undefined {
+    if (this.#reserved !== 0) throw internalError('redo was reserved twice without a commit')
+    if (bytes > this.#pool.arenaBytes / 2)
+      throw new PalimpsestError('invalid', `a chunk of ${bytes} bytes of redo is larger than half an arena`)
+    if (this.#stopped || this.#unlinkedBytes > UNLINKED_BYTES_MAX) return undefined
+    if (this.#arena < 0 || !this.#pool.memory.take(this.#arena, bytes)) {
+      const arena = this.#pool.acquire(false)
+      if (arena < 0) {
+        this.#hooks.starved()
+        return undefined
+      }
+      if (this.#arena >= 0) this.#pool.release(this.#arena)
+      this.#arena = arena
+      this.#bottom = this.#pool.memory.start(arena)
+      this.#pool.memory.take(arena, bytes)
+    }
+    this.#reserved = bytes
+    return this.#pool.memory.region.bytes.subarray(this.#bottom, this.#bottom + bytes)
+  }
+
+  /** Resolves when it is worth asking `reserve` again. */
+  room(): Promise<void> {
+    if (this.#unlinkedBytes > UNLINKED_BYTES_MAX)
+      return new Promise(resolve => this.#roomWaiters.push(resolve))
+    return this.#pool.freed()
+  }
+
+  /** The reserved memory will not be filled: its connection broke. */
+  abandon(): void {
+    if (this.#reserved > 0) this.#pool.memory.giveBack(this.#arena, this.#reserved)
+    this.#reserved = 0
+  }
+
+  /** The reserved memory holds whole mini-transactions from `begin` on, which must be `arrivedLsn`. */
+  commit(begin: Lsn, wallTimeUs: number): void {
+    const bytes = this.#reserved
+    if (begin !== this.#arrivedLsn)
+      throw internalError(`redo from LSN ${begin} arrived where LSN ${this.#arrivedLsn} is next`)
+    this.#reserved = 0
+    const at = this.#bottom
+    this.#bottom += bytes
+    const end = (begin + bytes) as Lsn
+    this.#arrivedLsn = end
+    this.#unlinkedBytes += bytes
+    const last = this.#ranges[this.#ranges.length - 1]
+    if (
+      last !== undefined &&
+      last.state === WAITING &&
+      last.arena === this.#arena &&
+      last.at + last.bytes === at &&
+      last.bytes + bytes <= RANGE_BYTES_MAX
+    ) {
+      last.bytes += bytes
+      last.samples.push({ lsn: end, wallTimeUs })
+    } else {
+      this.#pool.retain(this.#arena)
+      this.#ranges.push({
+        state: WAITING,
+        arena: this.#arena,
+        at,
+        bytes,
+        begin,
+        samples: [{ lsn: end, wallTimeUs }],
+        indexArena: -1,
+        result: undefined,
+        dropped: false,
+        stopWith: undefined,
+      })
+    }
+    this.#pump()
+  }
+
+  /** The log goes on at `lsn`; what lies between is lost. Only when idle. */
+  skipTo(lsn: Lsn): void {
+    if (!this.idle || this.#reserved !== 0)
+      throw internalError('a gap in the redo while redo is being indexed')
+    this.#arrivedLsn = lsn
+  }
+
+  /** Tries ranges again whose index found no room. */
+  retry(): void {
+    for (const range of this.#ranges) if (range.state === STARVED) range.state = WAITING
+    this.#pump()
+  }
+
+  /** Lets go of the arenas that nothing was put into; ranges under way end on their own. */
+  close(): void {
+    this.#stopped = true
+    if (this.#arena >= 0) this.#pool.release(this.#arena)
+    if (this.#indexArena >= 0) this.#pool.release(this.#indexArena)
+    this.#arena = -1
+    this.#indexArena = -1
+  }
+
+  #pump(): void {
+    for (const range of this.#ranges) {
+      // Two per thread: one at work, one behind it.
+      if (this.#indexing >= this.#workers.threads * 2) return
+      if (range.state !== WAITING) continue
+      if (this.#indexArena < 0 && !this.#newIndexArena()) {
+        this.#starve(range)
+        return
+      }
+      void this.#index(range)
+    }
+  }
+
+  #newIndexArena(): boolean {
+    if (this.#indexArena >= 0) this.#pool.release(this.#indexArena)
+    // The redo's own arena first: usually both fit, and one memtable then needs fewer arenas.
+    if (
+      this.#arena >= 0 &&
+      this.#indexArena !== this.#arena &&
+      this.#pool.memory.freeBytes(this.#arena) > 1 << 20
+    ) {
+      this.#indexArena = this.#arena
+      this.#pool.retain(this.#arena)
+      return true
+    }
+    this.#indexArena = this.#pool.acquire(true)
+    return this.#indexArena >= 0
+  }
+
+  #starve(range: Range): void {
+    range.state = STARVED
+    this.#hooks.starved()
+    void this.#pool.freed().then(() => this.retry())
+  }
+
+  async #index(range: Range): Promise<void> {
+    range.state = INDEXING
+    range.indexArena = this.#indexArena
+    this.#pool.retain(range.indexArena)
+    this.#indexing++
+    try {
+      const result = await this.#workers.run('indexRange', {
+        at: range.at,
+        bytes: range.bytes,
+        begin: range.begin,
+        indexArena: range.indexArena,
+        innodbPageSize: this.#innodbPageSize,
+      })
+      this.#indexing--
+      if (range.dropped) {
+        this.#pool.release(range.indexArena)
+      } else if (result.status === 'ok') {
+        range.result = result
+        range.state = INDEXED
+        this.#linkReady()
+      } else {
+        const full = range.indexArena
+        this.#pool.release(full)
+        range.indexArena = -1
+        range.state = WAITING
+        if (full === this.#indexArena && !this.#newIndexArena()) this.#starve(range)
+      }
+    } catch (error) {
+      this.#indexing--
+      this.#pool.release(range.indexArena)
+      range.indexArena = -1
+      if (!range.dropped) this.#failed(range, error)
+    }
+    this.#pump()
+  }
+
+  /** Corrupt redo: what comes before it in the range is still good, and is indexed again without the rest. */
+  #failed(range: Range, thrown: unknown): void {
+    const error =
+      thrown instanceof PalimpsestError
+        ? thrown
+        : internalError(`indexing redo failed: ${String(thrown)}`, thrown)
+    if (error.kind === 'retry' && !this.#stopped) {
+      range.state = WAITING
+      return
+    }
+    const goodBytes = error.kind === 'corrupt' && error.lsn !== undefined ? error.lsn - range.begin : 0
+    range.stopWith = error
+    for (const later of this.#ranges.splice(this.#ranges.indexOf(range) + 1)) this.#drop(later)
+    if (goodBytes > 0 && goodBytes < range.bytes) {
+      this.#unlinkedBytes -= range.bytes - goodBytes
+      range.bytes = goodBytes
+      const end = (range.begin + goodBytes) as Lsn
+      const wallTimeUs = range.samples[0]!.wallTimeUs
+      range.samples.splice(0, range.samples.length, { lsn: end, wallTimeUs })
+      range.state = WAITING
+      return
+    }
+    // Nothing good in it: it ends here, with the ranges before it linked.
+    range.bytes = 0
+    range.state = INDEXED
+    this.#linkReady()
+  }
+
+  #drop(range: Range): void {
+    this.#unlinkedBytes -= range.bytes
+    this.#pool.release(range.arena)
+    if (range.indexArena >= 0 && range.state === INDEXED) this.#pool.release(range.indexArena)
+    range.dropped = true
+  }
+
+  #linkReady(): void {
+    while (this.#ranges.length > 0 && this.#ranges[0]!.state === INDEXED) {
+      const range = this.#ranges.shift()!
+      const result = range.result
+      if (result !== undefined && range.bytes > 0 && !this.#stopped) {
+        this.#hooks.link({
+          arena: range.arena,
+          indexArena: range.indexArena,
+          header: result.header,
+          bytes: range.bytes,
+          endLsn: (range.begin + range.bytes) as Lsn,
+          events: result.events,
+          samples: range.samples,
+          mtrs: result.mtrs,
+          records: result.records,
+        })
+      }
+      this.#unlinkedBytes -= range.bytes
+      this.#pool.release(range.arena)
+      if (range.indexArena >= 0) this.#pool.release(range.indexArena)
+      if (range.stopWith !== undefined && !this.#stopped) {
+        this.#stopped = true
+        this.#hooks.stopped(range.stopWith)
+      }
+    }
+    if (this.#unlinkedBytes <= UNLINKED_BYTES_MAX) for (const wake of this.#roomWaiters.splice(0)) wake()
+  }
+}

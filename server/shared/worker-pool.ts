@@ -1,0 +1,123 @@
+/**
+ * A typed task table over Piscina.
+ *
+ * A worker file exports its tasks by name; `WorkerPool<typeof import('./worker.ts')>` then knows what each takes and
+ * gives. Large data never travels in a task: it lies in shared memory that all workers got once, as `workerData`.
+ * The queue is bounded: what does not fit is refused with a `retry` error, and callers with bulk work bound themselves
+ * far below that.
+ *
+ * An error thrown in a worker would lose its class and fields on the way (structured clone keeps only the message), so
+ * tasks are exported through `task`, which turns it into a plain value, and `run` makes a `PalimpsestError` of it again.
+ */
+import { availableParallelism } from 'node:os'
+import { Piscina } from 'piscina'
+import type { Lsn } from '../../protocol/ids.ts'
+import { type ErrorKind, internalError, PalimpsestError, retryError } from './errors.ts'
+
+interface TaskFailure {
+  readonly taskFailed: true
+  readonly kind: ErrorKind
+  readonly message: string
+  readonly lsn: Lsn | undefined
+  readonly stack: string | undefined
+}
+
+/** The result of a task, as it travels. */
+export type TaskOutcome<O> = { readonly taskFailed: false; readonly value: O } | TaskFailure
+
+// biome-ignore lint/suspicious/noExplicitAny: the table's types come from the worker file.
+type TaskFunction = (input: any) => TaskOutcome<any> | Promise<TaskOutcome<any>>
+type TaskInput<F> = F extends (input: infer I) => unknown ? I : never
+type TaskOutput<F> = F extends (input: never) => infer R
+  ? Awaited<R> extends TaskOutcome<infer O>
+    ? O
+    : never
+  : never
+type TaskName<T> = { [K in keyof T]: T[K] extends TaskFunction ? K : never }[keyof T] & string
+
+/** Wraps a function as a task: what it throws becomes a value that keeps the error's kind and LSN. */
+export function task<I, O>(run: (input: I) => O): (input: I) => TaskOutcome<O> {
+  return input => {
+    try {
+      return { taskFailed: false, value: run(input) }
+    } catch (error) {
+      const known = error instanceof PalimpsestError
+      const lsn = (error as { lsn?: Lsn }).lsn
+      const corrupt = error instanceof Error && error.name.startsWith('Corrupt')
+      return {
+        taskFailed: true,
+        kind: known ? error.kind : corrupt ? 'corrupt' : 'internal',
+        message: error instanceof Error ? error.message : String(error),
+        lsn,
+        stack: error instanceof Error ? error.stack : undefined,
+      }
+    }
+  }
+}
+
+export interface WorkerPoolOptions {
+  /** Module URL of the worker file. */
+  readonly filename: string
+  /** Number of threads; default the number of cores. */
+  readonly threads?: number
+  /** Tasks that may wait; further ones are refused. */
+  readonly queueMax?: number
+  /** Tasks handed to a thread at once: 2 hides the round trip behind work, 1 keeps long tasks from piling up. */
+  readonly concurrentTasksPerWorker?: number
+  readonly workerData?: unknown
+  /** Upper bound of a worker's JavaScript heap. */
+  readonly heapMbMax?: number
+  readonly name?: string
+}
+
+export class WorkerPool<T> {
+  readonly #piscina: Piscina
+  readonly threads: number
+
+  constructor(options: WorkerPoolOptions) {
+    this.threads = options.threads ?? availableParallelism()
+    this.#piscina = new Piscina({
+      filename: options.filename,
+      minThreads: this.threads,
+      maxThreads: this.threads,
+      atomics: 'async',
+      concurrentTasksPerWorker: options.concurrentTasksPerWorker ?? 2,
+      maxQueue: options.queueMax ?? 4096,
+      workerData: options.workerData,
+      recordTiming: false,
+      ...(options.heapMbMax === undefined
+        ? {}
+        : { resourceLimits: { maxOldGenerationSizeMb: options.heapMbMax, maxYoungGenerationSizeMb: 16 } }),
+    })
+  }
+
+  get queued(): number {
+    return this.#piscina.queueSize
+  }
+
+  async run<N extends TaskName<T>>(
+    name: N,
+    input: TaskInput<T[N]>,
+    transferList?: ArrayBuffer[],
+  ): Promise<TaskOutput<T[N]>> {
+    let outcome: TaskOutcome<TaskOutput<T[N]>>
+    try {
+      outcome = await this.#piscina.run(input, transferList === undefined ? { name } : { name, transferList })
+    } catch (error) {
+      const message = error instanceof Error ? error.message : String(error)
+      if (/queue/i.test(message))
+        throw retryError(`the worker pool has ${this.queued} tasks waiting; try again`, error)
+      throw internalError(`worker task ${name} did not finish: ${message}`, error)
+    }
+    if (outcome.taskFailed) {
+      const error = new PalimpsestError(outcome.kind, outcome.message, { lsn: outcome.lsn })
+      if (outcome.kind === 'internal' && outcome.stack !== undefined) error.stack = outcome.stack
+      throw error
+    }
+    return outcome.value
+  }
+
+  async close(): Promise<void> {
+    await this.#piscina.destroy()
+  }
+}
