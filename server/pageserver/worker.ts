@@ -8,18 +8,28 @@ import { workerData } from 'node:worker_threads'
 import { ChunkIndexer } from '../../parser/chunk-index.ts'
 import type { SpaceEvent } from '../../parser/space-events.ts'
 import type { Lsn } from '../../protocol/ids.ts'
+import { PalimpsestError } from '../shared/errors.ts'
 import { task } from '../shared/worker-pool.ts'
 import { type ArenaGeometry, ArenaMemory } from './arena.ts'
+import { type FlushInput, flushMemtable } from './flush.ts'
+import type { LayerSummary } from './layer-file-writer.ts'
+import { LayerFiles, type LayerSource } from './layer-files.ts'
+import { type MadePage, type PageRequest, Reconstructor } from './reconstruct.ts'
 import { placeRangeIndex, rangeIndexBytes } from './run-index.ts'
 
 export interface PageServerWorkerData {
   readonly arenas: ArenaGeometry
   readonly cache: SharedArrayBuffer
+  /** Memory of this thread for layer indexes and uncompressed blocks. */
+  readonly layerBytesMax: number
 }
 
 // Piscina wraps the data: [its own, ours].
 const data = (Array.isArray(workerData) ? workerData[1] : workerData) as PageServerWorkerData
 const arenas = new ArenaMemory(data.arenas)
+const cache = new Uint8Array(data.cache)
+const layerFiles = new LayerFiles(data.layerBytesMax)
+const reconstructor = new Reconstructor(arenas, layerFiles)
 
 const indexers = new Map<number, ChunkIndexer>()
 let scratch = new Uint32Array(1 << 20)
@@ -71,3 +81,29 @@ export const indexRange = task((input: IndexRangeInput): IndexRangeResult => {
     return { status: 'ok', header, events: found.events, mtrs: found.mtrs, records: found.records }
   }
 })
+
+export interface MakePagesInput {
+  readonly lsn: Lsn
+  readonly layers: readonly LayerSource[]
+  /** `at`, `bytes`: the slot in the page cache. */
+  readonly pages: readonly (PageRequest & { readonly at: number; readonly bytes: number })[]
+}
+
+/** A page, or why it could not be made. */
+export type MakePageResult = MadePage | { readonly error: string; readonly lsn: Lsn | undefined }
+
+/** Makes pages as of one LSN and puts them into slots of the page cache. A damaged page does not spoil the others. */
+export const makePages = task((input: MakePagesInput): MakePageResult[] =>
+  input.pages.map(page => {
+    const target = cache.subarray(page.at, page.at + page.bytes)
+    try {
+      return reconstructor.make(page, input.layers, input.lsn, target)
+    } catch (error) {
+      if (error instanceof PalimpsestError && error.kind === 'corrupt')
+        return { error: error.message, lsn: error.lsn }
+      throw error
+    }
+  }),
+)
+
+export const flush = task((input: FlushInput): LayerSummary => flushMemtable(arenas, input))

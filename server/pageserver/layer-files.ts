@@ -1,0 +1,77 @@
+/**
+ * A worker's open layer files: opened when first asked for, kept while they are used, bounded by the memory of their indexes.
+ *
+ * The main thread deletes a layer's file only when no task that names it is under way, so a path in a task can be opened. A
+ * file that is deleted while it is open here stays readable; it is closed when it ages out.
+ */
+import { LRUCache } from 'lru-cache'
+import { EntryFlag } from '../../parser/chunk-index.ts'
+import type { Lsn } from '../../protocol/ids.ts'
+import { BlockCache } from './block-cache.ts'
+import { type EntryCallback, LayerReader } from './layer-reader.ts'
+
+/** A layer as a task names it. */
+export interface LayerSource {
+  readonly kind: 'delta' | 'image'
+  readonly path: string
+  /** Entries in (lsnStart, lsnEnd]; for an image both are what its pages are as of. */
+  readonly lsnStart: Lsn
+  readonly lsnEnd: Lsn
+}
+
+/** Files open at a time in one worker; several workers must stay below the usual limit of 1024 descriptors. */
+const OPEN_FILES_MAX = 100
+
+export class LayerFiles {
+  readonly #readers: LRUCache<string, LayerReader>
+  readonly #blocks: BlockCache
+
+  /** @param bytesMax memory for indexes and for uncompressed blocks, half each */
+  constructor(bytesMax: number) {
+    this.#blocks = new BlockCache(bytesMax >> 1)
+    this.#readers = new LRUCache({
+      max: OPEN_FILES_MAX,
+      maxSize: Math.max(1 << 20, bytesMax >> 1),
+      sizeCalculation: reader => reader.indexBytes + 1024,
+      dispose: reader => reader.close(),
+    })
+  }
+
+  open(path: string): LayerReader {
+    let reader = this.#readers.get(path)
+    if (reader === undefined) {
+      reader = LayerReader.open(path, { blockCache: this.#blocks })
+      // An index larger than the whole budget is not kept, and would be closed at once: the LRU refuses it silently.
+      this.#readers.set(path, reader, { size: Math.min(reader.indexBytes + 1024, this.#readers.maxSize) })
+    }
+    return reader
+  }
+
+  /** The page's handle in the layer, or -1. */
+  find(layer: LayerSource, space: number, page: number): number {
+    return this.open(layer.path).findPage(space, page)
+  }
+
+  readImage(layer: LayerSource, handle: number, target: Uint8Array): void {
+    const reader = this.open(layer.path)
+    const bytes = reader.imageBytes(handle)
+    if (bytes !== target.length)
+      throw new Error(`layer ${layer.path} holds ${bytes} bytes of a page of ${target.length}`)
+    reader.readImage(handle, target)
+  }
+
+  /** LSN of the newest INIT_PAGE of the page in (after, upTo], or 0. */
+  newestInit(layer: LayerSource, handle: number, after: Lsn, upTo: Lsn): Lsn {
+    const reader = this.open(layer.path)
+    if (reader.initLsn(handle) <= after) return 0 as Lsn
+    let found = 0 as Lsn
+    reader.forEachEntry(handle, after, upTo, (_buf, _start, _end, lsn, flags) => {
+      if ((flags & EntryFlag.INIT_PAGE) !== 0) found = lsn
+    })
+    return found
+  }
+
+  forEachEntry(layer: LayerSource, handle: number, after: Lsn, upTo: Lsn, callback: EntryCallback): void {
+    this.open(layer.path).forEachEntry(handle, after, upTo, callback)
+  }
+}
