@@ -3,7 +3,7 @@
  *
  *     node test/support/make-redo-fixtures.ts NAME=PATH-TO-IB_LOGFILE0 ...
  *
- * NAME-variety.zst holds mini-transactions from the whole log, the smallest one of each shape: a shape is the set of
+ * NAME-head.zst is the file's head as the server wrote it. NAME-variety.zst holds mini-transactions from the whole log, the smallest one of each shape: a shape is the set of
  * record types, subtypes, page id lengths and orders of magnitude of record lengths in it. They are put one after the
  * other, for tests and fuzzers that parse bytes and do not apply them.
  */
@@ -56,11 +56,11 @@ for (const argument of process.argv.slice(2)) {
     chosen.push(bytes)
     chosenBytes += bytes.length
   }
+  const compress = (bytes: Uint8Array) =>
+    zstdCompressSync(bytes, { params: { [constants.ZSTD_c_compressionLevel]: 19 } })
   mkdirSync('test/fixtures/redo', { recursive: true })
-  writeFileSync(
-    `test/fixtures/redo/${name}-variety.zst`,
-    zstdCompressSync(Buffer.concat(chosen), { params: { [constants.ZSTD_c_compressionLevel]: 19 } }),
-  )
+  writeFileSync(`test/fixtures/redo/${name}-head.zst`, compress(log.subarray(0, LOG_START_OFFSET)))
+  writeFileSync(`test/fixtures/redo/${name}-variety.zst`, compress(Buffer.concat(chosen)))
   process.stdout.write(
     `${name}: ${chosen.length} mini-transactions of ${candidates.length} shapes, ${chosenBytes} bytes\n`,
   )
