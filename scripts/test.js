@@ -71,35 +71,6 @@ async function runChecks(tally) {
   )
 }
 
-/**
- * Runs one group of files and adds what came out to the tally.
- * @param {{name: string, jobs: number, timeoutSeconds?: number}} group
- * @param {string[]} files
- * @param {import('./lib/tap-report.js').Tally} tally
- * @param {NodeJS.ProcessEnv} env
- * @param {(child: import('node:child_process').ChildProcess) => void} onStart
- */
-async function runGroup(group, files, tally, env, onStart) {
-  const { tapReport } = await import('./lib/tap-report.js')
-  print(group.name)
-  const report = tapReport(tally, print)
-  const before = tally.failed
-  const jobs = Math.min(group.jobs, Math.max(1, availableParallelism()))
-  const args = ['run', '--reporter=tap', `--jobs=${jobs}`]
-  if (group.timeoutSeconds) args.push(`--timeout=${group.timeoutSeconds}`)
-  const { code, signal } = await run(join(root, 'node_modules', '.bin', 'tap'), [...args, ...files], {
-    env,
-    onStart,
-    onStdout: chunk => report.write(chunk),
-  })
-  const seen = await report.end()
-  for (const file of files) {
-    if (!seen.has(file)) tally.fail(`${file} did not run`, signal ? `the test runner ended by ${signal}` : '')
-  }
-  if (code !== 0 && tally.failed === before)
-    tally.fail(`the test runner ended with code ${code} in group ${group.name}`)
-}
-
 async function setUpMariadb() {
   const { setupMariadb } = await import('./setup-mariadb.js')
   const found = await setupMariadb({ profile: 'test' })
@@ -111,7 +82,9 @@ await runMain(async () => {
   ensureModules({ forTests: true })
   await handOver(fileURLToPath(import.meta.url), process.argv.slice(2))
 
+  // Only now, for these import packages that the lines above installed.
   const { Tally } = await import('./lib/tap-report.js')
+  const { runFiles } = await import('./lib/test-files.js')
   const patterns = process.argv.slice(2)
   const files = chooseFiles(patterns)
   if (files.length === 0) {
@@ -128,14 +101,14 @@ await runMain(async () => {
   const temporary = mkdtempSync(join(tmpdir(), 'pal-test-'))
   const env = { ...process.env, [markName]: mark, PALIMPSEST_TEST_TMP: temporary }
   process.on('exit', () => rmSync(temporary, { recursive: true, force: true }))
-  /** @type {import('node:child_process').ChildProcess | undefined} */
-  let current
+  /** @type {Set<import('node:child_process').ChildProcess>} */
+  const children = new Set()
   let interrupted = false
   for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
     process.on(signal, () => {
       if (!interrupted) tally.fail(`interrupted by ${signal}`)
       interrupted = true
-      current?.kill('SIGTERM')
+      for (const child of children) child.kill('SIGTERM')
     })
   }
 
@@ -145,8 +118,15 @@ await runMain(async () => {
     const chosen = files.filter(file => groupOf(file) === group.name)
     if (chosen.length === 0 || interrupted) continue
     if (group.name === 'mariadb') await setUpMariadb()
-    await runGroup(group, chosen, tally, env, child => {
-      current = child
+    print(group.name)
+    await runFiles(chosen, {
+      jobs: Math.min(group.jobs, availableParallelism()),
+      timeoutSeconds: group.timeoutSeconds ?? 600,
+      env,
+      tally,
+      print,
+      children,
+      stopped: () => interrupted,
     })
     for (const left of await killMarked(mark, interrupted ? 0 : 3000)) {
       tally.fail(`a process was left running by the ${group.name} tests and was killed`, left)

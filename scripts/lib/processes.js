@@ -5,6 +5,11 @@ import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { root } from './checkout.js'
 
+/** Of a command's output this much is kept, from the end. */
+const outputCharsMax = 1 << 20
+/** After a command ended, its output is waited for this long. */
+const outputGraceMs = 1000
+
 /** Name of the environment variable that marks the processes of one run. */
 export const markName = 'PALIMPSEST_TEST_RUN'
 
@@ -72,7 +77,7 @@ export async function killMarked(mark, graceMs) {
  * @param {string} command
  * @param {string[]} args
  * @param {{env?: NodeJS.ProcessEnv, onStdout?: (chunk: Buffer) => void, onStart?: (child: import('node:child_process').ChildProcess) => void}} [options]
- *   without onStdout, stdout and stderr together are kept and returned
+ *   stderr is kept and returned as `output`, and stdout with it unless there is an onStdout
  * @returns {Promise<{code: number, signal: NodeJS.Signals | null, output: string}>}
  */
 export function run(command, args, { env = process.env, onStdout, onStart } = {}) {
@@ -80,16 +85,27 @@ export function run(command, args, { env = process.env, onStdout, onStart } = {}
     const child = spawn(command, args, {
       cwd: root,
       env,
-      stdio: ['ignore', 'pipe', onStdout ? 'inherit' : 'pipe'],
+      stdio: ['ignore', 'pipe', 'pipe'],
     })
     onStart?.(child)
     let output = ''
     const keep = chunk => {
-      output += chunk
+      // A test that floods stderr must not fill the memory: its end tells most.
+      output = (output + chunk).slice(-outputCharsMax)
     }
     child.stdout.on('data', onStdout ?? keep)
-    child.stderr?.on('data', keep)
+    child.stderr.on('data', keep)
     child.on('error', reject)
-    child.on('close', (code, signal) => resolve({ code: code ?? 1, signal, output }))
+    child.on('exit', (code, signal) => {
+      // Its output ends a moment later, unless something it left behind holds the pipe open.
+      const give = setTimeout(() => {
+        child.stdout.destroy()
+        child.stderr.destroy()
+      }, outputGraceMs)
+      child.on('close', () => {
+        clearTimeout(give)
+        resolve({ code: code ?? 1, signal, output })
+      })
+    })
   })
 }

@@ -1,7 +1,7 @@
-// Reads the TAP that the runner writes, counts what passed and failed, and prints it for people.
+// Reads the TAP that one test file writes, and counts what passed and failed.
 import { Parser } from 'tap-parser'
 
-/** What is counted: single assertions, plus whole files that broke outside of any assertion. */
+/** What is counted over all files: assertions, plus files that broke outside of any assertion. */
 export class Tally {
   passed = 0
   failed = 0
@@ -17,7 +17,7 @@ export class Tally {
 }
 
 /** @param {string} text @param {string} by */
-function indent(text, by) {
+export function indent(text, by) {
   return text
     .trimEnd()
     .split('\n')
@@ -29,21 +29,11 @@ function indent(text, by) {
 function describe(diag) {
   if (diag === null || typeof diag !== 'object') return ''
   const lines = []
-  for (const key of [
-    'error',
-    'message',
-    'signal',
-    'exitCode',
-    'timeout',
-    'diff',
-    'found',
-    'wanted',
-    'tapError',
-  ]) {
+  for (const key of ['error', 'message', 'signal', 'exitCode', 'diff', 'found', 'wanted', 'tapError']) {
     const value = diag[key]
     if (value === undefined || value === null || (key === 'exitCode' && value === 0)) continue
     if ((key === 'found' || key === 'wanted') && diag.diff) continue
-    const text = typeof value === 'string' ? value : JSON.stringify(value)
+    const text = (typeof value === 'string' ? value : JSON.stringify(value)).trimEnd()
     lines.push(`${key}: ${text.length > 2000 ? `${text.slice(0, 2000)}…` : text}`)
   }
   if (diag.at?.fileName) lines.push(`at ${diag.at.fileName}:${diag.at.lineNumber}`)
@@ -52,59 +42,53 @@ function describe(diag) {
 }
 
 /**
- * A sink for the runner's TAP, which prints one line a file and adds to `tally`.
- * @param {Tally} tally
- * @param {(line: string) => void} print
- * @returns {{write: (chunk: Buffer) => void, end: () => Promise<Set<string>>}} `end` resolves with the files seen
+ * @typedef {object} FileResult
+ * @property {number} passed assertions
+ * @property {number} skipped assertions, subtests or the whole file
+ * @property {string} skipReason why the whole file was skipped, or ''
+ * @property {{title: string, detail: string}[]} failures
+ * @property {string} incomplete what is wrong with the TAP as a whole though no assertion failed, or ''
  */
-export function tapReport(tally, print) {
+
+/**
+ * A sink for one file's TAP.
+ * @returns {{write: (chunk: Buffer) => void, end: () => Promise<FileResult>}}
+ */
+export function readTap() {
   const parser = new Parser()
-  const files = new Set()
-  let passed = 0
-  let skipped = 0
-  /** @type {any[]} */
-  let failures = []
-
-  // 'result' comes once for each assertion, however deeply nested, and for a file only where its own
-  // verdict differs from its assertions' (it crashed, timed out, or held no test at all).
-  parser.on('result', result => {
-    if (result.skip || result.todo) skipped++
-    else if (result.ok) passed++
-    else failures.push(result)
-  })
-  // 'assert' on the root parser is the end of one file.
-  parser.on('assert', result => {
-    const file = String(result.name)
-    files.add(file)
-    if (!result.ok && failures.length === 0 && !result.skip && !result.todo) failures.push(result)
-    const seconds = result.time ? ` ${(result.time / 1000).toFixed(1)} s` : ''
-    const skips =
-      skipped > 0 ? `, ${skipped} skipped${typeof result.skip === 'string' ? `: ${result.skip}` : ''}` : ''
-    if (failures.length === 0) print(`  ok    ${file}  ${passed} passed${skips}${seconds}`)
-    else print(`  FAIL  ${file}  ${passed} passed, ${failures.length} failed${skips}${seconds}`)
-    for (const failure of failures) {
-      const name = failure.fullname || failure.name
-      const title = name.startsWith(file) ? name : `${file} > ${name}`
-      const detail = describe(failure.diag)
-      print(indent(`${title}${detail ? `\n${indent(detail, '  ')}` : ''}`, '        '))
-      tally.fail(title, detail)
+  /** @type {FileResult} */
+  const result = { passed: 0, skipped: 0, skipReason: '', failures: [], incomplete: '' }
+  // 'result' comes once for each assertion, however deeply nested; a subtest's closing line counts only
+  // where its verdict differs from its assertions'.
+  parser.on('result', assertion => {
+    if (assertion.skip || assertion.todo) result.skipped++
+    else if (assertion.ok) result.passed++
+    else {
+      const title = assertion.fullname || assertion.name || `assertion ${assertion.id}`
+      result.failures.push({ title, detail: describe(assertion.diag) })
     }
-    tally.passed += passed
-    tally.skipped += skipped
-    passed = 0
-    skipped = 0
-    failures = []
   })
-  parser.on('bailout', reason => tally.fail('the test runner bailed out', String(reason)))
-
+  parser.on('bailout', reason => result.failures.push({ title: 'bailed out', detail: String(reason) }))
+  const complete = new Promise(resolve => parser.on('complete', resolve))
   return {
     write: chunk => {
       parser.write(chunk)
     },
-    end: () =>
-      new Promise(resolve => {
-        parser.on('complete', () => resolve(files))
-        parser.end()
-      }),
+    end: async () => {
+      parser.end()
+      const final = await complete
+      if (final.plan?.skipAll) {
+        result.skipReason = final.plan.skipReason || ''
+        // tap gives this reason by itself to a file that never called it: no reason at all.
+        if (result.skipReason === 'no tests found') result.skipReason = ''
+        if (result.skipReason) result.skipped++
+      }
+      // What is wrong with the TAP as a whole: a plan not kept, a stream cut short.
+      if (!final.ok && result.failures.length === 0) {
+        const why = final.failures?.map(failure => failure.tapError).filter(Boolean) ?? []
+        result.incomplete = `its TAP output is not complete${why.length > 0 ? `: ${why.join('; ')}` : ''}`
+      }
+      return result
+    },
   }
 }
