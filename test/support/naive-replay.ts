@@ -152,7 +152,6 @@ export class NaiveReplay {
   #readMtr(lsn: number): Uint8Array | undefined {
     const at = (n: number): number => this.#redo[LOG_START_OFFSET + (n % this.#capacity)] ?? 0
     const begin = lsn - this.#firstLsn
-    const sequence = Math.floor(begin / this.#capacity) % 2 === 0 ? 1 : 0
     let pos = begin
     for (;;) {
       const first = at(pos)
@@ -168,7 +167,7 @@ export class NaiveReplay {
     }
     // The terminator carries the ring's sequence bit: what an earlier round left behind has the wrong one.
     const expected = Math.floor(pos / this.#capacity) % 2 === 0 ? 1 : 0
-    if (pos === begin || (at(pos) !== sequence && at(pos) !== expected)) return undefined
+    if (pos === begin || at(pos) !== expected) return undefined
     const mtr = new Uint8Array(pos - begin + 5)
     for (let i = 0; i < mtr.length; i++) mtr[i] = at(begin + i)
     return read4(mtr, mtr.length - 4) === crc32c(mtr, 0, mtr.length - 5) ? mtr : undefined
