@@ -2,30 +2,28 @@
 
 import type { Command } from 'commander'
 import { InvalidArgumentError } from 'commander'
-import { type Lsn, parseLsn } from '../../protocol/ids.ts'
-
-export interface Address {
-  readonly host: string
-  readonly port: number
-}
+import type { Connection } from '../../protocol/connection.ts'
+import { type Address, dial, parseAddress, parseAddresses } from '../../protocol/dial.ts'
+import { checkTimelineName, type Lsn, parseLsn, toTimelineId } from '../../protocol/ids.ts'
+import { MessageType, type Role, type TimelineStatus } from '../../protocol/messages.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
 
-/** `HOST:PORT`, with IPv6 hosts in brackets: `[::1]:7070`. */
-export function parseAddress(text: string): Address {
-  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9_.-]+)):([0-9]{1,5})$/.exec(text.trim())
-  const port = match ? Number(match[3]) : Number.NaN
-  if (!match || port > 65535) throw new InvalidArgumentError(`"${text}" is not HOST:PORT.`)
-  return { host: (match[1] ?? match[2]) as string, port }
-}
+/** Option parsers; they turn a bad value into wrong usage. */
+export const addressArgument = orWrongUsage(parseAddress)
+export const addressesArgument = orWrongUsage(parseAddresses)
+/** Option parser for LSNs. */
+export const lsnArgument: (text: string) => Lsn = orWrongUsage(text => parseLsn(text))
+export const timelineNameArgument = orWrongUsage(checkTimelineName)
 
-/** `HOST:PORT[,HOST:PORT…]` */
-export function parseAddresses(text: string): Address[] {
-  return text.split(',').map(parseAddress)
-}
-
-export function formatAddress(address: Address): string {
-  return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`
+function orWrongUsage<T>(parse: (text: string) => T): (text: string) => T {
+  return text => {
+    try {
+      return parse(text)
+    } catch (error) {
+      throw new InvalidArgumentError((error as Error).message)
+    }
+  }
 }
 
 export interface ClientOptions {
@@ -39,19 +37,10 @@ export function addClientOptions(command: Command): Command {
     .option(
       '--connect <HOST:PORT[,…]>',
       'servers to talk to: safekeeper and page server',
-      parseAddresses,
-      parseAddresses(process.env['PALIMPSEST_CONNECT'] ?? DEFAULT_ADDRESS),
+      addressesArgument,
+      parseAddresses(DEFAULT_ADDRESS),
     )
     .option('--json', 'machine-readable output', false)
-}
-
-/** Option parser for LSNs. */
-export function lsnArgument(text: string): Lsn {
-  try {
-    return parseLsn(text)
-  } catch (error) {
-    throw new InvalidArgumentError((error as Error).message)
-  }
 }
 
 /** Option parser for moments: ISO 8601; without a zone it is local time, as in SQL. Gives microseconds since 1970. */
@@ -103,4 +92,33 @@ export function formatTime(timeUs: number): string {
 /** A failure that the person can mend by changing the call: exit code 2. */
 export class UsageError extends Error {
   override name = 'UsageError'
+}
+
+/** Dials the first of `addresses` that has the role, runs `use`, and closes the connection whatever happens. */
+export async function withConnection<T>(
+  options: ClientOptions,
+  role: Role,
+  use: (connection: Connection) => Promise<T>,
+): Promise<T> {
+  const connection = await dial(options.connect, role)
+  try {
+    return await use(connection)
+  } finally {
+    connection.close()
+  }
+}
+
+/** Asks the page server for a timeline by what a person calls it: its name or its id. */
+export async function findTimeline(connection: Connection, nameOrId: string): Promise<TimelineStatus> {
+  const byId = /^[0-9a-f]{32}$/.test(nameOrId)
+  const { message } = await connection.request({
+    type: MessageType.TimelineShow,
+    timeline: byId ? toTimelineId(nameOrId) : undefined,
+    name: byId ? '' : checkTimelineName(nameOrId),
+  })
+  return message
+}
+
+export function printJson(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`)
 }
