@@ -9,8 +9,8 @@
  *     varint LSN's distance from the entry before (the fragment's first: from lsnStart)
  *     varint length << 2 | flags, and the bytes as they stand in the log
  *
- * A fragment ends with its block, and before each entry that begins with INIT_PAGE or FREE_PAGE, so that the index can
- * point readers at the last such entry.
+ * A fragment ends with its block, and before each entry that begins with INIT_PAGE, so that the index can point readers
+ * at the last such entry.
  */
 import { crc32c } from '../../protocol/crc32c.ts'
 import { internalError } from '../shared/errors.ts'
@@ -28,6 +28,7 @@ import {
   DELTA_COLUMNS,
   DeltaColumn,
   ENTRY_BYTES_MAX,
+  ENTRY_FLAG_INIT,
   ENTRY_FLAGS_MASK,
   Encoding,
   FRAGMENT_HEADER_BYTES,
@@ -148,7 +149,7 @@ export class DeltaLayerWriter {
       this.#makeRoom(length)
       at = this.#fill
     }
-    const init = (flags & ENTRY_FLAGS_MASK) !== 0
+    const init = (flags & ENTRY_FLAG_INIT) !== 0
     if (this.#fragment < 0 || init) at = this.#beginFragment(lsn, init)
     const stage = this.#stage
 

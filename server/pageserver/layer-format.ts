@@ -51,7 +51,7 @@ export const DeltaColumn = {
   FIRST_LSN_HIGH: 7,
   LAST_LSN_LOW: 8,
   LAST_LSN_HIGH: 9,
-  /** LSN of the last entry that begins with INIT_PAGE or FREE_PAGE, and its fragment; LSN 0 if there is none. */
+  /** LSN of the last entry that begins with INIT_PAGE, and its fragment; LSN 0 if there is none. */
   INIT_LSN_LOW: 10,
   INIT_LSN_HIGH: 11,
   INIT_BLOCK: 12,
@@ -98,6 +98,8 @@ export const FRAGMENT_MORE = 0x80000000
 
 /** An entry's flags, as parser/chunk-index.ts has them; in a layer they are the low two bits of the length varint. */
 export const ENTRY_FLAGS_MASK = 3
+/** The one of them that this file format knows by itself: the entry begins with INIT_PAGE. */
+export const ENTRY_FLAG_INIT = 1
 
 export interface LayerIdentity {
   readonly kind: LayerKind

@@ -181,7 +181,7 @@ export class LayerReader {
     return this.#lsn(DeltaColumn.LAST_LSN_LOW, handle)
   }
 
-  /** LSN of the page's last entry that begins with INIT_PAGE or FREE_PAGE, which needs nothing older; 0 if none. */
+  /** LSN of the page's last entry that begins with INIT_PAGE, which needs nothing older; 0 if there is none. */
   initLsn(handle: number): Lsn {
     return this.#lsn(DeltaColumn.INIT_LSN_LOW, handle)
   }

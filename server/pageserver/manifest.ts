@@ -1,0 +1,348 @@
+/**
+ * The manifest of a timeline: the one object that says which layers and other objects make up the timeline, up to which
+ * LSN, and who owns it. docs/storage-format.md has its fields.
+ *
+ * It is a versioned object (server/shared/cas-object.ts). Whatever a manifest names was put into the store before it.
+ * Its *generation* counts owners: whoever opens a timeline for writing first commits a manifest with the generation
+ * plus one, after which every commit of an earlier owner loses and is told so (`fenced`). Keys of layers contain the
+ * generation of their writer, so an object that no manifest names and whose generation is over belongs to nobody:
+ *
+ *     1. load manifest (generation g), 2. commit it with g + 1, 3. list the layers, 4. delete those that the manifest
+ *     does not name and whose key has a generation <= g.
+ *
+ * An earlier owner that still puts layers after step 3 cannot commit them; they are found at the next start.
+ */
+import { zstdCompressSync, zstdDecompressSync } from 'node:zlib'
+import { z } from 'zod'
+import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
+import { CasObject } from '../shared/cas-object.ts'
+import { corruptError, internalError, PalimpsestError } from '../shared/errors.ts'
+import { isObjectKey, type ObjectStore } from '../shared/object-store.ts'
+import type { LayerSummary } from './layer-file-writer.ts'
+import { LayerKind } from './layer-format.ts'
+
+export const MANIFEST_FORMAT_VERSION = 1
+const MAGIC = 'PLPSMANI'
+/** JSON beyond this is no manifest of ours: a hundred thousand layers have 30 MB. */
+const JSON_BYTES_MAX = 256 << 20
+
+const count = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER)
+const lsn = z
+  .number()
+  .int()
+  .min(0)
+  .max(LSN_MAX)
+  .transform(value => value as Lsn)
+const key = z.string().refine(isObjectKey, 'no object key')
+const u32 = z.number().int().min(0).max(0xffffffff)
+const pageId = z.object({ space: u32, page: u32 })
+
+const layerSchema = z
+  .object({
+    key,
+    kind: z.enum(['delta', 'image']),
+    /** 0: a memtable as it was written out, of all pages. 1: compacted, cut by pages. Images have 1. */
+    level: z.number().int().min(0).max(15),
+    lsnStart: lsn,
+    lsnEnd: lsn,
+    /** First and last page in it, both inclusive; null if it holds only catalogue events and time samples. */
+    first: pageId.nullable(),
+    last: pageId.nullable(),
+    bytes: count,
+    rawBytes: count,
+    entries: count,
+    pages: count,
+    /** Wall clock of its time samples, µs since 1970; both 0 without. */
+    minTimeUs: count,
+    maxTimeUs: count,
+  })
+  .refine(
+    layer => layer.lsnStart <= layer.lsnEnd && (layer.first === null) === (layer.last === null),
+    'impossible range',
+  )
+
+const objectSchema = z.object({ key, bytes: count })
+
+const manifestSchema = z.object({
+  formatVersion: z.literal(MANIFEST_FORMAT_VERSION),
+  timeline: z.string().transform(value => toTimelineId(value)),
+  name: z.string().transform(value => checkTimelineName(value)),
+  generation: count,
+  innodbPageSize: z.union([4096, 8192, 16384, 32768, 65536].map(size => z.literal(size))),
+  serverVersion: z.string().max(200),
+  /** Where the timeline's redo begins: the checkpoint of its first import. */
+  startLsn: lsn,
+  /** All redo up to here is in layers; the safekeeper may trim it. */
+  durableLsn: lsn,
+  /** LSNs with from < LSN < readableFrom cannot be read: an import copied pages while they changed. Ascending. */
+  gaps: z.array(z.object({ from: lsn, readableFrom: lsn }).refine(gap => gap.from <= gap.readableFrom)),
+  layers: z.array(layerSchema),
+  /** The catalogue as of this LSN; later events lie in the layers that end after it. */
+  catalogue: objectSchema.extend({ lsn }).nullable(),
+  /** Index of the captured files: a snapshot (perhaps) and what came after, oldest first. */
+  files: z.array(objectSchema.extend({ kind: z.enum(['snapshot', 'delta']) })),
+})
+
+export type LayerEntry = z.infer<typeof layerSchema>
+export type Manifest = z.infer<typeof manifestSchema>
+export type ManifestGap = Manifest['gaps'][number]
+
+export interface NewTimeline {
+  readonly timeline: TimelineId
+  readonly name: string
+  readonly innodbPageSize: number
+  readonly serverVersion: string
+  readonly startLsn: Lsn
+}
+
+/** Keys of a timeline's objects. */
+export const timelineKeys = {
+  /** One small object per timeline, so that they can be found without listing all layers. */
+  index: (timeline: TimelineId) => `timeline-index/${timeline}`,
+  all: (timeline: TimelineId) => `timelines/${timeline}/`,
+  manifest: (timeline: TimelineId) => `timelines/${timeline}/manifest`,
+  layers: (timeline: TimelineId) => `timelines/${timeline}/layers/`,
+  objects: (timeline: TimelineId) => `timelines/${timeline}/objects/`,
+  chunk: (timeline: TimelineId, sha256: string) =>
+    `timelines/${timeline}/chunks/${sha256.slice(0, 2)}/${sha256}`,
+} as const
+
+/** What the manifest keeps of a finished layer. */
+export function layerEntry(layerKey: string, level: number, summary: LayerSummary): LayerEntry {
+  return {
+    key: layerKey,
+    kind: summary.kind === LayerKind.DELTA ? 'delta' : 'image',
+    level,
+    lsnStart: summary.lsnStart,
+    lsnEnd: summary.lsnEnd,
+    first: summary.first ?? null,
+    last: summary.last ?? null,
+    bytes: summary.bytes,
+    rawBytes: summary.rawBytes,
+    entries: summary.entries,
+    pages: summary.pages,
+    minTimeUs: summary.minTimeUs,
+    maxTimeUs: summary.maxTimeUs,
+  }
+}
+
+/** Zstandard over JSON after 12 bytes: magic, u32 length of the JSON. The CRC is that of the versioned object. */
+export function encodeManifest(manifest: Manifest): Buffer {
+  const json = Buffer.from(JSON.stringify(manifest), 'utf8')
+  const head = Buffer.alloc(12)
+  head.write(MAGIC, 0, 'latin1')
+  head.writeUInt32LE(json.length, 8)
+  return Buffer.concat([head, zstdCompressSync(json)])
+}
+
+/** Throws `corrupt` for what is no manifest of this version; `where` names it in the message. */
+export function decodeManifest(bytes: Buffer, where: string): Manifest {
+  if (bytes.length < 12 || bytes.toString('latin1', 0, 8) !== MAGIC)
+    throw corruptError(`${where}: this is no manifest`)
+  const length = bytes.readUInt32LE(8)
+  if (length > JSON_BYTES_MAX) throw corruptError(`${where}: ${length} bytes of JSON are too many`)
+  let value: unknown
+  try {
+    const json = zstdDecompressSync(bytes.subarray(12), { maxOutputLength: Math.max(1, length) })
+    if (json.length !== length) throw new Error(`${json.length} bytes of JSON instead of ${length}`)
+    value = JSON.parse(json.toString('utf8'))
+  } catch (error) {
+    throw corruptError(`${where}: ${(error as Error).message}`, undefined, error)
+  }
+  const version = (value as { formatVersion?: unknown } | null)?.formatVersion
+  if (version !== MANIFEST_FORMAT_VERSION)
+    throw corruptError(
+      `${where}: format version ${String(version)}; this software reads version ${MANIFEST_FORMAT_VERSION}`,
+    )
+  const parsed = manifestSchema.safeParse(value)
+  if (parsed.success) return parsed.data
+  const issue = parsed.error.issues[0]
+  throw corruptError(`${where}: field ${issue?.path.join('.')}: ${issue?.message}`)
+}
+
+/** Timelines that the store holds, by id. */
+export async function listTimelines(store: ObjectStore): Promise<TimelineId[]> {
+  const prefix = 'timeline-index/'
+  const ids: TimelineId[] = []
+  for (const { key: found } of await store.list(prefix)) {
+    const id = found.slice(prefix.length)
+    if (/^[0-9a-f]{32}$/.test(id)) ids.push(toTimelineId(id))
+  }
+  return ids
+}
+
+/** The manifest of a timeline that this process owns. Commits are made one after the other, in the order of calls. */
+export class ManifestStore {
+  readonly #store: ObjectStore
+  readonly #cas: CasObject
+  #current: Manifest
+  #queue: Promise<unknown> = Promise.resolve()
+  #fenced: PalimpsestError | undefined
+  #objectNumber = 0
+
+  private constructor(store: ObjectStore, cas: CasObject, manifest: Manifest) {
+    this.#store = store
+    this.#cas = cas
+    this.#current = manifest
+  }
+
+  /**
+   * Makes a new timeline, owned by the caller. The index entry comes first: one without a manifest is a creation that
+   * was never acknowledged, and is ignored.
+   */
+  static async create(store: ObjectStore, fresh: NewTimeline): Promise<ManifestStore> {
+    const manifest = manifestSchema.parse({
+      formatVersion: MANIFEST_FORMAT_VERSION,
+      ...fresh,
+      generation: 1,
+      durableLsn: fresh.startLsn,
+      gaps: [],
+      layers: [],
+      catalogue: null,
+      files: [],
+    } satisfies Record<keyof Manifest, unknown>)
+    const cas = manifestObject(store, fresh.timeline)
+    if ((await cas.load()) !== undefined)
+      throw new PalimpsestError(
+        'invalid',
+        `timeline ${fresh.timeline} exists already in ${store.description}`,
+      )
+    await store.putIfAbsent(timelineKeys.index(fresh.timeline), Buffer.from(`${fresh.name}\n`))
+    await cas.commit(encodeManifest(manifest))
+    return new ManifestStore(store, cas, manifest)
+  }
+
+  /**
+   * Opens a timeline and makes the caller its owner: earlier ones are fenced. Undefined if there is no such timeline.
+   * Throws `fenced` if another process does the same at this moment and was faster.
+   */
+  static async claim(store: ObjectStore, timeline: TimelineId): Promise<ManifestStore | undefined> {
+    const cas = manifestObject(store, timeline)
+    const version = await cas.load()
+    if (version === undefined) return undefined
+    const found = decodeManifest(version.bytes, `manifest ${cas.key(version.number)} in ${store.description}`)
+    if (found.timeline !== timeline)
+      throw corruptError(
+        `manifest ${cas.key(version.number)} in ${store.description} is of timeline ${found.timeline}`,
+      )
+    const manifest = { ...found, generation: found.generation + 1 }
+    await cas.commit(encodeManifest(manifest))
+    return new ManifestStore(store, cas, manifest)
+  }
+
+  /** Reads a timeline's manifest without claiming it. */
+  static async read(store: ObjectStore, timeline: TimelineId): Promise<Manifest | undefined> {
+    const cas = manifestObject(store, timeline)
+    const version = await cas.load()
+    return (
+      version && decodeManifest(version.bytes, `manifest ${cas.key(version.number)} in ${store.description}`)
+    )
+  }
+
+  /** As committed last. Not to be changed. */
+  get current(): Manifest {
+    return this.#current
+  }
+
+  get fenced(): boolean {
+    return this.#fenced !== undefined
+  }
+
+  /** A key for a new layer: never given out before, by whatever owner. */
+  layerKey(kind: 'delta' | 'image', level: number, lsnStart: Lsn, lsnEnd: Lsn): string {
+    const range = kind === 'image' ? `${lsnStart}` : `${lsnStart}-${lsnEnd}`
+    return `${timelineKeys.layers(this.#current.timeline)}${this.#stamp()}-${kind}${level}-${range}`
+  }
+
+  /** The same for any other object of the timeline. */
+  objectKey(what: string): string {
+    return `${timelineKeys.objects(this.#current.timeline)}${this.#stamp()}-${what}`
+  }
+
+  #stamp(): string {
+    return `g${this.#current.generation}-${this.#objectNumber++}`
+  }
+
+  /**
+   * Commits what `change` makes of the current manifest. What the result names must be in the store by then. Throws
+   * `fenced` once another process owns the timeline; after any other error the update did not take effect here and
+   * may be tried again.
+   */
+  update(change: (current: Manifest) => Manifest): Promise<Manifest> {
+    const run = async (): Promise<Manifest> => {
+      if (this.#fenced !== undefined) throw this.#fenced
+      const next = change(this.#current)
+      this.#check(next)
+      try {
+        await this.#cas.commit(encodeManifest(next))
+      } catch (error) {
+        if (error instanceof PalimpsestError && error.kind === 'fenced') this.#fenced = error
+        throw error
+      }
+      this.#current = next
+      return next
+    }
+    const result = this.#queue.then(run, run)
+    this.#queue = result.catch(() => {})
+    return result
+  }
+
+  /** What no change may do, whatever else it does. */
+  #check(next: Manifest): void {
+    const now = this.#current
+    if (
+      next.timeline !== now.timeline ||
+      next.generation !== now.generation ||
+      next.startLsn !== now.startLsn
+    )
+      throw internalError(`manifest of ${now.timeline}: an update must not change what identifies it`)
+    if (next.durableLsn < now.durableLsn)
+      throw internalError(
+        `manifest of ${now.timeline}: durable LSN would fall from ${now.durableLsn} to ${next.durableLsn}`,
+      )
+    const keys = new Set<string>()
+    for (const layer of next.layers) {
+      if (keys.has(layer.key)) throw internalError(`manifest of ${now.timeline}: layer ${layer.key} twice`)
+      keys.add(layer.key)
+    }
+  }
+
+  /**
+   * Deletes objects of earlier generations that the manifest does not name. To be called once after `claim`. Returns
+   * the keys.
+   */
+  async removeOrphans(): Promise<string[]> {
+    const { timeline, generation, layers, files, catalogue } = this.#current
+    const named = new Set(
+      [...layers, ...files, ...(catalogue === null ? [] : [catalogue])].map(object => object.key),
+    )
+    const removed: string[] = []
+    for (const prefix of [timelineKeys.layers(timeline), timelineKeys.objects(timeline)])
+      for (const { key: found } of await this.#store.list(prefix)) {
+        const stamp = /^g([0-9]{1,15})-/.exec(found.slice(prefix.length))
+        if (named.has(found) || stamp === null || Number(stamp[1]) >= generation) continue
+        await this.#store.delete(found)
+        removed.push(found)
+      }
+    return removed
+  }
+
+  /**
+   * Removes the timeline from the store: first the index entry, so that a half-deleted timeline is not found again,
+   * the manifest's versions last, so that a deletion that was interrupted can be repeated.
+   */
+  async deleteTimeline(): Promise<void> {
+    const { timeline } = this.#current
+    await this.#store.delete(timelineKeys.index(timeline))
+    const manifestPrefix = `${timelineKeys.manifest(timeline)}/`
+    const objects = await this.#store.list(timelineKeys.all(timeline))
+    for (const { key: found } of objects)
+      if (!found.startsWith(manifestPrefix)) await this.#store.delete(found)
+    for (const { key: found } of objects)
+      if (found.startsWith(manifestPrefix)) await this.#store.delete(found)
+  }
+}
+
+function manifestObject(store: ObjectStore, timeline: TimelineId): CasObject {
+  return new CasObject(store, timelineKeys.manifest(timeline), `the manifest of timeline ${timeline}`)
+}
