@@ -1,0 +1,480 @@
+/**
+ * The server's end of one connection: hello, requests in flight, replies, back-pressure. Made by the Listener only.
+ *
+ * Bounds: requests in flight and their bytes (then the socket is not read), bytes that wait to be sent (then too), and
+ * the whole listener's bytes of requests. Replies that are given while one readable event is handled leave together.
+ */
+import type { Socket } from 'node:net'
+import {
+  type Frame,
+  FrameFlag,
+  type FrameHeader,
+  FrameReader,
+  FrameWriter,
+  HELLO_FRAME_BYTES_MAX,
+} from '../../protocol/frame.ts'
+import {
+  type AnyMessage,
+  Feature,
+  type Hello,
+  type Message,
+  MessageType,
+  messageName,
+  PROTOCOL_VERSION,
+  type ReplyMessage,
+  roleNames,
+} from '../../protocol/messages.ts'
+import { internalError, MalformedError, PalimpsestError, toPalimpsestError } from './errors.ts'
+import type { AnyHandler, ListenerLimits, Service } from './listener.ts'
+import type { Log } from './log.ts'
+
+/** What the connections of one listener share. */
+export interface ListenerState {
+  readonly limits: ListenerLimits
+  readonly services: readonly Service[]
+  readonly handlers: ReadonlyMap<number, { readonly handler: AnyHandler; readonly service: Service }>
+  readonly roles: number
+  readonly nodeId: string
+  readonly software: string
+  readonly log: Log
+  authenticate(hello: Hello): void
+  /** Bytes of requests in flight over all connections. */
+  requestBytes: number
+  readonly connections: Set<ServerConnection>
+  wallTimeUs(): number
+}
+
+export interface IncomingRequest<M> {
+  readonly message: M
+  /** Belongs to the handler. Empty if there is none. */
+  readonly bulk: Uint8Array
+  readonly header: FrameHeader
+}
+
+export interface ReplyOptions {
+  /** Must not change until it was sent: `sent` tells. */
+  readonly bulk?: Uint8Array | readonly Uint8Array[] | undefined
+  /** CRC-32C of the bulk, from whoever made the bytes; else it is computed here. */
+  readonly bulkCrc?: number | undefined
+  /** More frames of this answer follow. */
+  readonly more?: boolean | undefined
+  readonly compress?: boolean | undefined
+  /** Called once when the bulk's memory is no longer needed: the kernel has it, or the connection is gone. */
+  readonly sent?: (() => void) | undefined
+}
+
+/** Bytes a stream may send before it lets others have their turn. */
+const TURN_BYTES = 2 * 1024 * 1024
+
+/** One request, as its handler sees it. */
+export class RequestContext {
+  readonly connection: ServerConnection
+  readonly requestId: number
+  readonly type: number
+  /** Counted against the limits until the last reply. */
+  readonly bytes: number
+  private done_ = false
+  private abort: AbortController | undefined
+  private abortReason: PalimpsestError | undefined
+  private turnBytes = 0
+
+  constructor(connection: ServerConnection, requestId: number, type: number, bytes: number) {
+    this.connection = connection
+    this.requestId = requestId
+    this.type = type
+    this.bytes = bytes
+  }
+
+  /** True once the last reply was given or the connection is gone: nothing more can be said. */
+  get done(): boolean {
+    return this.done_
+  }
+
+  /** Aborted when the connection is gone or the client cancelled; long-running handlers listen to it. */
+  get closed(): AbortSignal {
+    if (this.abort === undefined) {
+      this.abort = new AbortController()
+      if (this.abortReason !== undefined) this.abort.abort(this.abortReason)
+    }
+    return this.abort.signal
+  }
+
+  /** Largest bulk that certainly fits in one reply to this peer, with 64 KiB of head beside it. */
+  get bulkBytesMax(): number {
+    return this.connection.bulkBytesMax
+  }
+
+  /** False when so much waits to be sent that a handler with more to say should `await drain()` first. */
+  get writable(): boolean {
+    return this.connection.writable
+  }
+
+  /** Sends a reply; ignored (but for `sent`) when the connection is gone or the last reply was given. */
+  reply(message: ReplyMessage, options: ReplyOptions = {}): void {
+    if (this.done_) {
+      options.sent?.()
+      return
+    }
+    const more = options.more === true
+    if (!more) this.finish()
+    const flags = FrameFlag.REPLY | (more ? FrameFlag.MORE : 0)
+    try {
+      this.turnBytes += this.connection.send(this.requestId, flags, message, options)
+    } catch (error) {
+      // Too large for the peer, or not encodable: the peer must hear something.
+      options.sent?.()
+      if (more) this.finish()
+      this.connection.sendError(
+        this.requestId,
+        toPalimpsestError(error, `answer to ${messageName(this.type)}`),
+      )
+    }
+    if (!more) this.connection.settled(this)
+  }
+
+  /** Ends the request with an error. */
+  error(thrown: unknown): void {
+    if (this.done_) return
+    const error = toPalimpsestError(thrown)
+    if (error.kind === 'internal')
+      this.connection.log.error({ err: thrown, request: messageName(this.type) }, 'request failed')
+    this.finish()
+    this.connection.sendError(this.requestId, error)
+    this.connection.settled(this)
+  }
+
+  /**
+   * Resolves when there is room for more, and lets other connections have their turn now and then. A handler that
+   * sends a stream awaits it before each frame. Check `done` after it.
+   */
+  async drain(): Promise<void> {
+    if (!this.connection.writable) await this.connection.whenWritable()
+    if (this.turnBytes >= TURN_BYTES) {
+      this.turnBytes = 0
+      await new Promise(resolve => setImmediate(resolve))
+    }
+  }
+
+  /** For the connection: the client cancelled, or is gone. */
+  cancel(reason: PalimpsestError, gone: boolean): void {
+    this.abortReason = reason
+    if (gone) this.done_ = true
+    this.abort?.abort(reason)
+  }
+
+  private finish(): void {
+    this.done_ = true
+  }
+}
+
+export class ServerConnection {
+  readonly peer: string
+  readonly log: Log
+  private readonly state: ListenerState
+  private readonly socket: Socket
+  private readonly reader: FrameReader
+  private readonly writer = new FrameWriter()
+  private readonly inFlight = new Map<number, RequestContext>()
+  private inFlightBytes = 0
+  private features = 0
+  private ready = false
+  private corked = false
+  private inEvent = false
+  private gone = false
+  private closing = false
+  private readonly writableWaiters: (() => void)[] = []
+  private readonly helloTimer: NodeJS.Timeout
+
+  constructor(state: ListenerState, socket: Socket) {
+    this.state = state
+    this.socket = socket
+    this.peer = `${socket.remoteAddress ?? '?'}:${socket.remotePort ?? 0}`
+    this.log = state.log.child({ peer: this.peer })
+    this.writer.frameBytesMax = HELLO_FRAME_BYTES_MAX
+    this.reader = new FrameReader(
+      {
+        onFrame: frame => this.onFrame(frame),
+        onRefused: (header, error) => this.onRefused(header, error),
+        bulkTarget: (header, message) =>
+          state.handlers.get(header.type)?.service.bulkTarget?.(header, message) ?? undefined,
+        leaveBulkCheck: (header, message) =>
+          state.handlers.get(header.type)?.service.leaveBulkCheck?.(header, message) ?? false,
+      },
+      HELLO_FRAME_BYTES_MAX,
+    )
+    this.helloTimer = setTimeout(
+      () => this.giveUp(new PalimpsestError('invalid', 'no hello in time'), 0),
+      state.limits.helloMs,
+    )
+    socket.setNoDelay(true)
+    socket.setKeepAlive(true, state.limits.keepAliveMs)
+    socket.setTimeout(state.limits.stalledMs)
+    socket.on('data', chunk => this.onData(chunk))
+    socket.on('drain', () => this.afterWrite())
+    socket.on('timeout', () => this.onTimeout())
+    socket.on('error', error => this.log.debug({ err: error }, 'connection failed'))
+    socket.on('end', () => this.onEnd())
+    socket.on('close', () => this.onClose())
+  }
+
+  get bulkBytesMax(): number {
+    return this.writer.frameBytesMax - 65536
+  }
+
+  get writable(): boolean {
+    return this.gone || this.socket.writableLength < this.state.limits.sendBytesMax
+  }
+
+  whenWritable(): Promise<void> {
+    if (this.writable) return Promise.resolve()
+    return new Promise(resolve => this.writableWaiters.push(resolve))
+  }
+
+  private onData(chunk: Buffer): void {
+    this.inEvent = true
+    try {
+      if (!this.reader.push(chunk)) this.socket.pause()
+    } catch (error) {
+      this.giveUp(toPalimpsestError(error), 0)
+    }
+    this.inEvent = false
+    this.uncork()
+  }
+
+  private onFrame(frame: Frame): void {
+    const { header, message } = frame
+    if (this.closing || this.gone) return
+    if (!this.ready) {
+      this.onHello(header, message)
+      return
+    }
+    if ((header.flags & ~(FrameFlag.BULK_SECTIONED | FrameFlag.BULK_ZSTD)) !== 0)
+      throw new MalformedError(`${messageName(header.type)} from a client must not have reply flags`, true)
+    if (message.type === MessageType.Cancel) {
+      this.inFlight
+        .get(header.requestId)
+        ?.cancel(new PalimpsestError('retry', 'cancelled by the client'), false)
+      return
+    }
+    if (this.inFlight.has(header.requestId))
+      throw new MalformedError(`request id ${header.requestId} is still in flight`, true)
+    const bytes = header.headBytes + frame.bulk.length
+    const context = new RequestContext(this, header.requestId, header.type, bytes)
+    this.inFlight.set(header.requestId, context)
+    this.inFlightBytes += bytes
+    this.state.requestBytes += bytes
+    this.dispatch(context, frame)
+    if (this.isOverLimit) this.reader.stop()
+  }
+
+  private dispatch(context: RequestContext, frame: Frame): void {
+    if (frame.message.type === MessageType.Ping) {
+      context.reply({ type: MessageType.Pong, wallTimeUs: this.state.wallTimeUs() })
+      return
+    }
+    const entry = this.state.handlers.get(frame.message.type)
+    if (entry === undefined) {
+      context.error(
+        new PalimpsestError(
+          'invalid',
+          `${messageName(frame.message.type)} is not for this server, which is a ${roleNames(this.state.roles)}`,
+        ),
+      )
+      return
+    }
+    try {
+      const result = entry.handler(frame, context)
+      if (result instanceof Promise) this.follow(context, result)
+    } catch (error) {
+      context.error(error)
+    }
+  }
+
+  private follow(context: RequestContext, result: Promise<void>): void {
+    result.then(
+      () => {
+        if (!context.done)
+          context.error(internalError(`${messageName(context.type)} was left without an answer`))
+      },
+      error => context.error(error),
+    )
+  }
+
+  private onHello(header: FrameHeader, message: Message): void {
+    if (message.type !== MessageType.Hello)
+      throw new MalformedError(`the first frame must be a Hello, not ${messageName(message.type)}`, true)
+    const { versionMin, versionMax } = message
+    if (versionMin > PROTOCOL_VERSION || versionMax < PROTOCOL_VERSION)
+      throw new MalformedError(
+        `the client speaks protocol versions ${versionMin} to ${versionMax}, this server speaks ${PROTOCOL_VERSION}: ` +
+          'use the same release on both sides',
+        true,
+      )
+    this.state.authenticate(message)
+    clearTimeout(this.helloTimer)
+    const { limits } = this.state
+    this.ready = true
+    this.features = message.features & Feature.ZSTD
+    this.reader.frameBytesMax = limits.frameBytesMax
+    this.send(header.requestId, FrameFlag.REPLY, {
+      type: MessageType.HelloOk,
+      version: PROTOCOL_VERSION,
+      features: this.features,
+      frameBytesMax: limits.frameBytesMax,
+      roles: this.state.roles,
+      nodeId: this.state.nodeId,
+      software: this.state.software,
+    } as AnyMessage)
+    this.writer.frameBytesMax = Math.min(
+      Math.max(message.frameBytesMax, limits.frameBytesLeast),
+      limits.frameBytesMost,
+    )
+  }
+
+  /** A whole frame whose message is unknown or wrong: that request fails, the connection lives. */
+  private onRefused(header: FrameHeader, error: PalimpsestError): void {
+    if (!this.ready) throw new MalformedError(error.message, true)
+    if (!this.closing && !this.gone) this.sendError(header.requestId, error)
+  }
+
+  /** Returns the frame's bytes. Throws MalformedError if the message cannot be sent to this peer. */
+  send(requestId: number, flags: number, message: AnyMessage, options: ReplyOptions = {}): number {
+    if (this.gone) {
+      options.sent?.()
+      return 0
+    }
+    const pieces = this.writer.encode({
+      requestId,
+      flags,
+      message,
+      bulk: options.bulk,
+      bulkCrc: options.bulkCrc,
+      compress: options.compress === true && (this.features & Feature.ZSTD) !== 0,
+    })
+    this.cork()
+    const last = pieces.length - 1
+    let bytes = 0
+    for (let i = 0; i <= last; i++) {
+      bytes += pieces[i]!.length
+      if (i === last && (options.sent !== undefined || last > 0))
+        this.socket.write(pieces[i]!, () => {
+          options.sent?.()
+          this.afterWrite()
+        })
+      else this.socket.write(pieces[i]!)
+    }
+    if (!this.writable) this.reader.stop()
+    return bytes
+  }
+
+  sendError(requestId: number, error: PalimpsestError): void {
+    this.send(requestId, FrameFlag.REPLY | FrameFlag.ERROR, {
+      type: MessageType.ErrorReply,
+      kind: error.kind,
+      lsn: error.lsn,
+      message: cut(error.message),
+    } as AnyMessage)
+  }
+
+  private cork(): void {
+    if (this.corked) return
+    this.corked = true
+    this.socket.cork()
+    // Outside a readable event: all that other events of this turn answer leaves together.
+    if (!this.inEvent) setImmediate(() => this.uncork())
+  }
+
+  private uncork(): void {
+    if (!this.corked) return
+    this.corked = false
+    this.socket.uncork()
+  }
+
+  private afterWrite(): void {
+    if (this.writable) {
+      for (const waiter of this.writableWaiters.splice(0)) waiter()
+      this.resumeReading()
+    }
+  }
+
+  /** For a request's context: its last reply was given. */
+  settled(context: RequestContext): void {
+    if (!this.inFlight.delete(context.requestId)) return
+    this.inFlightBytes -= context.bytes
+    this.state.requestBytes -= context.bytes
+    if (this.reader.isStopped) this.resumeReading()
+    else if (this.state.requestBytes + context.bytes > this.state.limits.requestBytesMaxAll)
+      for (const connection of this.state.connections) connection.resumeReading()
+  }
+
+  private get isOverLimit(): boolean {
+    const { limits } = this.state
+    return (
+      this.inFlight.size >= limits.requestsMax ||
+      this.inFlightBytes >= limits.requestBytesMax ||
+      this.state.requestBytes >= limits.requestBytesMaxAll ||
+      !this.writable
+    )
+  }
+
+  /** Goes on reading if it was stopped and nothing speaks against it. Services call it after BULK_WAIT. */
+  resumeReading(): void {
+    if (this.gone || this.closing || !this.reader.isStopped || this.isOverLimit) return
+    try {
+      if (this.reader.resume()) this.socket.resume()
+    } catch (error) {
+      this.giveUp(toPalimpsestError(error), 0)
+    }
+  }
+
+  /** Nothing moved for a while: half a frame, or a peer that does not take its replies, is given up. */
+  private onTimeout(): void {
+    const waitsForPeer = this.socket.writableLength > 0 || (!this.reader.isIdle && !this.reader.isStopped)
+    if (waitsForPeer) {
+      this.log.warn({ stalledMs: this.state.limits.stalledMs }, 'peer does not move: connection closed')
+      this.socket.destroy()
+    } else this.socket.setTimeout(this.state.limits.stalledMs)
+  }
+
+  private onEnd(): void {
+    if (!this.reader.isIdle && !this.closing) this.log.debug('connection ended within a frame')
+    this.socket.end()
+  }
+
+  /** Says why, if it can, and closes. */
+  private giveUp(error: PalimpsestError, requestId: number): void {
+    if (this.closing || this.gone) return
+    this.log.warn({ kind: error.kind, reason: error.message }, 'connection refused')
+    this.sendError(requestId, error)
+    this.closing = true
+    this.reader.stop()
+    this.uncork()
+    this.socket.pause()
+    this.socket.end(() => this.socket.destroy())
+  }
+
+  destroy(): void {
+    this.socket.destroy()
+  }
+
+  private onClose(): void {
+    this.gone = true
+    clearTimeout(this.helloTimer)
+    const reason = new PalimpsestError('retry', `connection from ${this.peer} is gone`)
+    for (const context of this.inFlight.values()) {
+      this.state.requestBytes -= context.bytes
+      context.cancel(reason, true)
+    }
+    this.inFlight.clear()
+    this.inFlightBytes = 0
+    for (const waiter of this.writableWaiters.splice(0)) waiter()
+    this.state.connections.delete(this)
+    for (const connection of this.state.connections) connection.resumeReading()
+  }
+}
+
+function cut(text: string): string {
+  return text.length > 1000
+    ? `${text.slice(0, 1000).toWellFormed()}…`
+    : text.replaceAll('\0', ' ').toWellFormed()
+}
