@@ -91,7 +91,7 @@ const change: fc.Arbitrary<Change> = fc.oneof(
     subtype: fc.integer({ min: 0, max: ExtendedSubtype.DELETE_ROW_FORMAT_DYNAMIC }),
     data: bytes(0, 40),
   }),
-  fc.record({ kind: fc.constant('option' as const), data: fc.oneof(bytes(0, 3), bytes(5, 5)) }),
+  fc.record({ kind: fc.constant('option' as const), data: fc.oneof(bytes(1, 3), bytes(5, 5)) }),
 )
 
 type PageRun = {
