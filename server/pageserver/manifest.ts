@@ -43,6 +43,8 @@ const layerSchema = z
     kind: z.enum(['delta', 'image']),
     /** 0: a memtable as it was written out, of all pages. 1: compacted, cut by pages. Images have 1. */
     level: z.number().int().min(0).max(15),
+    /** Of a delta layer of level 1: its pages have been considered for images (core/plan.ts). */
+    imagesDone: z.boolean(),
     lsnStart: lsn,
     lsnEnd: lsn,
     /** First and last page in it, both inclusive; null if it holds only catalogue events and time samples. */
@@ -113,6 +115,7 @@ export function layerEntry(layerKey: string, level: number, summary: LayerSummar
     key: layerKey,
     kind: summary.kind === LayerKind.DELTA ? 'delta' : 'image',
     level,
+    imagesDone: false,
     lsnStart: summary.lsnStart,
     lsnEnd: summary.lsnEnd,
     first: summary.first ?? null,
