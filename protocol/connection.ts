@@ -177,7 +177,7 @@ export class Connection {
             if (!goOn) this.socket.pause()
             return goOn
           } catch (error) {
-            this.destroy(toPalimpsestError(error, `${this.address} sent what is no frame`))
+            this.destroy(this.garbled(error))
             return false
           }
         },
@@ -192,6 +192,15 @@ export class Connection {
     const what =
       this.hello_ === undefined ? `cannot connect to ${this.address}` : `connection to ${this.address} lost`
     return new PalimpsestError('retry', `${what}: ${why}`, { cause })
+  }
+
+  /** The stream's bytes are no frames any more. */
+  private garbled(error: unknown): PalimpsestError {
+    const { kind, message } = toPalimpsestError(error)
+    const hint = this.hello_ === undefined ? ' (is that a Palimpsest server?)' : ''
+    return new PalimpsestError(kind, `${this.address} sent what is no frame${hint}: ${message}`, {
+      cause: error,
+    })
   }
 
   private handshake(options: ConnectOptions): Promise<void> {
@@ -511,7 +520,7 @@ export class Connection {
     try {
       if (this.reader.resume()) this.socket.resume()
     } catch (error) {
-      this.destroy(toPalimpsestError(error, `${this.address} sent what is no frame`))
+      this.destroy(this.garbled(error))
     }
   }
 
