@@ -42,6 +42,8 @@ const PEEK_BYTES = 4096
 const CONTINUITY_BYTES = 32
 /** How often the path is looked at for a new file while the old one still grows. */
 const REPLACED_CHECK_MS = 100
+/** Bit 7 of a mini-transaction's first byte: its first record is about a file (mtr0types.h). */
+const FILE_RECORD = 0x80
 /** How often an end of the log is checked to be one. */
 const IDLE_CHECK_MS = 50
 /** A head that does not parse may be in the middle of being written. */
@@ -50,7 +52,14 @@ const HEAD_RETRY_MS = 10
 
 export type TailStep =
   /** Whole mini-transactions, [beginLsn, endLsn). `bytes` belongs to the caller. */
-  | { readonly kind: 'chunk'; readonly beginLsn: Lsn; readonly endLsn: Lsn; readonly bytes: Uint8Array }
+  | {
+      readonly kind: 'chunk'
+      readonly beginLsn: Lsn
+      readonly endLsn: Lsn
+      readonly bytes: Uint8Array
+      /** Pairs of offsets in `bytes`, start and end, of the mini-transactions that begin with a record about files. */
+      readonly fileMtrs: readonly number[]
+    }
   /** The end of the log, for now. */
   | { readonly kind: 'idle' }
   /** The redo at the reader's position is gone. The log is to be followed again from a checkpoint (`restartAt`). */
@@ -267,13 +276,24 @@ export class RingTail {
         ) !== 0
       )
         return await this.#broken()
-      const { consumedBytes, mtrs, stop } = this.#scanner.scanRange(
-        buffer,
-        before,
-        have,
-        this.#position,
-        this.#log.geometry,
-      )
+      const fileMtrs: number[] = []
+      let at = before
+      let stop: ScanResult = ScanResult.NEED_MORE
+      while (at < have) {
+        stop = this.#scanner.scan(
+          buffer,
+          at,
+          have,
+          (this.#position + (at - before)) as Lsn,
+          this.#log.geometry,
+        )
+        if (stop !== ScanResult.COMPLETE) break
+        // Records about files come before those about pages.
+        if (buffer[at]! >= FILE_RECORD) fileMtrs.push(at - before, this.#scanner.mtrEnd - before)
+        at = this.#scanner.mtrEnd
+        this.#mtrs++
+      }
+      const consumedBytes = at - before
       if (consumedBytes === 0) {
         if (stop === ScanResult.NEED_MORE && have === before + look && look < MTR_SCAN_BYTES_MAX) {
           look = look < CHUNK_BYTES_MAX ? CHUNK_BYTES_MAX : MTR_SCAN_BYTES_MAX
@@ -293,11 +313,10 @@ export class RingTail {
       this.#continuity = Buffer.concat([this.#continuity, bytes.subarray(-CONTINUITY_BYTES)]).subarray(
         -CONTINUITY_BYTES,
       )
-      this.#mtrs += mtrs
       // More is waiting when the look was filled: take large pieces then.
       this.#lookBytes = have === before + look ? CHUNK_BYTES_MAX : PEEK_BYTES
       await this.#noticeReplacement(false)
-      return { kind: 'chunk', beginLsn, endLsn: this.#position, bytes }
+      return { kind: 'chunk', beginLsn, endLsn: this.#position, bytes, fileMtrs }
     }
   }
 

@@ -318,6 +318,25 @@ async function addFile(
 }
 
 /**
+ * One table's tablespace, by the name that the redo log has for it.
+ * @param external `name` is an absolute path
+ * @returns undefined when there is no such file, or nothing in it yet
+ */
+export async function scanTable(
+  datadir: string,
+  name: string,
+  external: boolean,
+  options: ScanOptions = {},
+): Promise<SpaceFile | undefined> {
+  const spaces: SpaceFile[] = []
+  await addFile(external ? name : join(resolve(datadir), name), name, 'table', external, spaces, [], {
+    ...options,
+    live: true,
+  })
+  return spaces[0]
+}
+
+/**
  * The system tablespace: ibdata1, and as many of ibdata2, ibdata3, … as FSP_SIZE asks for. innodb_data_file_path is
  * nowhere recorded, but files are always filled in the order of their numbers and only the last may grow.
  */

@@ -1,0 +1,491 @@
+/**
+ * The attach agent: brings a datadir into a timeline and keeps it there.
+ *
+ *     import   pages as of a checkpoint C, while the redo from C on is being followed, until E = an LSN at which all of
+ *              the copied pages are covered; the timeline is readable from E on
+ *     follow   redo, and the files that are not InnoDB's, a few milliseconds behind the server
+ *     repair   when the ring overtook the reader: the log goes on at a new checkpoint, and the pages that changed since
+ *              the last LSN read are imported again
+ *
+ * A *session* lasts from connecting to the first error. Errors that may pass begin a new session, which takes up where
+ * the safekeeper's log ends; nothing is kept on this side.
+ */
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
+import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../datadir/scan.ts'
+import { invalidError, PalimpsestError } from '../shared/errors.ts'
+import { humanBytes, type Progress } from '../shared/progress.ts'
+import { FileCapture, type FileSink } from './file-capture.ts'
+import type { FileRules } from './file-rules.ts'
+import { PageImport } from './page-import.ts'
+import { type Cut, RedoPump } from './redo-pump.ts'
+import { RingTail, readCheckpoint, type TailStep } from './ring-tail.ts'
+import { SpaceTracker, type UnknownSpace } from './space-tracker.ts'
+import {
+  createTimeline,
+  findTimeline,
+  type OpenedLog,
+  openServers,
+  openWriter,
+  type ServerOptions,
+  type Servers,
+} from './timeline-link.ts'
+
+export interface AttachOptions extends ServerOptions {
+  readonly datadir: string
+  /** Name of the timeline; made if there is none. */
+  readonly timeline: string
+  /** Stop when caught up. Otherwise it goes on until `signal`. */
+  readonly once: boolean
+  /** The server may be running. False: a cold datadir, whose log is read to its end. */
+  readonly live: boolean
+  /** Another ib_logfile0 than the datadir's, with redo from the datadir's checkpoint on. Only for a cold datadir. */
+  readonly redoFile?: string | undefined
+  readonly rules?: FileRules
+  readonly progress: Progress
+  /** Told when something happened that a test or a supervisor waits for. */
+  readonly onState?: (state: AttachState) => void
+}
+
+export type AttachState =
+  | {
+      readonly kind: 'importing'
+      readonly timeline: TimelineId
+      readonly importKind: ImportKind
+      readonly startLsn: Lsn
+    }
+  | { readonly kind: 'following'; readonly timeline: TimelineId; readonly lsn: Lsn }
+  | { readonly kind: 'overtaken'; readonly fromLsn: Lsn; readonly toLsn: Lsn }
+
+export interface AttachResult {
+  readonly timeline: TimelineId
+  readonly name: string
+  /** The timeline can be read from here on. */
+  readonly readableFromLsn: Lsn
+  readonly endLsn: Lsn
+  readonly importedPages: number
+  readonly redoBytes: number
+  readonly overtaken: number
+}
+
+const RETRY_MS_MIN = 200
+const RETRY_MS_MAX = 5000
+const FOLLOW_TICK_MS = 10
+const WAIT_LSN_MS = 10 * 60_000
+
+/** @throws PalimpsestError, DatadirError */
+export async function attach(options: AttachOptions): Promise<AttachResult> {
+  const totals: Totals = { importedPages: 0, redoBytes: 0, overtaken: 0 }
+  let delay = RETRY_MS_MIN
+  let connectedOnce = false
+  for (;;) {
+    let session: Session | undefined
+    try {
+      session = await Session.open(options, totals)
+      connectedOnce = true
+      delay = RETRY_MS_MIN
+      return await session.run()
+    } catch (error) {
+      if (options.signal?.aborted || !connectedOnce || !mayPass(error)) throw error
+      options.progress.message(
+        `${(error as Error).message}; trying again in ${(delay / 1000).toFixed(1)} s`,
+        { retryInMs: delay },
+      )
+      await sleep(delay, undefined, { signal: options.signal }).catch(() => {})
+      if (options.signal?.aborted) throw error
+      delay = Math.min(delay * 2, RETRY_MS_MAX)
+    } finally {
+      await session?.close()
+    }
+  }
+}
+
+function mayPass(error: unknown): boolean {
+  return error instanceof PalimpsestError && (error.kind === 'retry' || error.kind === 'refresh')
+}
+
+interface Totals {
+  importedPages: number
+  redoBytes: number
+  overtaken: number
+}
+
+/** What is to be imported next; a newer one replaces one that is not finished. */
+interface ImportJob {
+  readonly kind: ImportKind
+  readonly startLsn: Lsn
+  readonly afterLsn: Lsn | undefined
+}
+
+class Session {
+  readonly #o: AttachOptions
+  readonly #totals: Totals
+  readonly #servers: Servers
+  readonly #timeline: TimelineId
+  readonly #log: OpenedLog
+  readonly #tail: RingTail
+  readonly #tracker = new SpaceTracker()
+  readonly #pump: RedoPump
+  readonly #capture: FileCapture
+  #readableFromLsn: Lsn
+  /** Begun by the time that it stands here: the redo beyond its start LSN may flow. */
+  #job: { readonly job: ImportJob; readonly session: PageImport; readonly abort: AbortController } | undefined
+  readonly #reimports = new Set<Promise<void>>()
+  #failure: unknown
+
+  private constructor(
+    options: AttachOptions,
+    totals: Totals,
+    servers: Servers,
+    timeline: TimelineId,
+    status: TimelineStatus | undefined,
+    log: OpenedLog,
+    tail: RingTail,
+  ) {
+    this.#o = options
+    this.#totals = totals
+    this.#servers = servers
+    this.#timeline = timeline
+    this.#log = log
+    this.#tail = tail
+    this.#readableFromLsn = status?.summary.readableFromLsn ?? log.endLsn
+    this.#pump = new RedoPump({
+      tail,
+      safekeeper: servers.safekeeper,
+      timeline,
+      epoch: log.epoch,
+      inspect: chunk => this.#inspect(chunk),
+      onOvertaken: step => this.#overtaken(step),
+    })
+    this.#capture = new FileCapture({
+      datadir: options.datadir,
+      sink: this.#fileSink(),
+      position: () => tail.position,
+      ...(options.rules ? { rules: options.rules } : {}),
+      warn: text => options.progress.message(text),
+    })
+  }
+
+  static async open(options: AttachOptions, totals: Totals): Promise<Session> {
+    const { datadir, live } = options
+    // Before anything is made anywhere: is this a datadir that can be followed?
+    const scan = await scanDatadir(datadir, { live })
+    const ownLog = join(scan.datadir, 'ib_logfile0')
+    const checkpoint = await readCheckpoint(ownLog)
+    const servers = await openServers(options)
+    try {
+      const status = await findTimeline(servers.pageServer, options.timeline)
+      if (status && status.summary.innodbPageSize !== scan.pageSize)
+        throw invalidError(
+          `timeline ${options.timeline} has pages of ${status.summary.innodbPageSize} bytes, but ${datadir} has pages of ${scan.pageSize}; choose another timeline`,
+        )
+      const path = options.redoFile ?? ownLog
+      const timeline =
+        status?.summary.timeline ??
+        (await createTimeline(servers, {
+          name: options.timeline,
+          startLsn: checkpoint.checkpointLsn,
+          innodbPageSize: scan.pageSize,
+          serverVersion: await serverVersion(path),
+        }))
+      const log = await openWriter(servers, timeline)
+      const tail = await RingTail.open(path, { fromLsn: log.endLsn, cold: !live })
+      const session = new Session(options, totals, servers, timeline, status, log, tail)
+      session.#status = status
+      session.#scan = scan
+      return session
+    } catch (error) {
+      servers.close()
+      throw error
+    }
+  }
+
+  #status: TimelineStatus | undefined
+  #scan: DatadirScan | undefined
+
+  async close(): Promise<void> {
+    this.#pump.stop()
+    this.#job?.abort.abort()
+    await this.#capture.close()
+    this.#servers.close()
+    await this.#tail.close()
+  }
+
+  async run(): Promise<AttachResult> {
+    const { progress, signal, once } = this.#o
+    const status = this.#status
+    const importing = !status || status.summary.state === 'importing'
+    this.#tracker.know(this.#scan!.spaces.map(space => space.space))
+    if (importing) {
+      const startLsn = status ? (status.gaps.at(-1)?.toLsn ?? status.summary.startLsn) : this.#log.endLsn
+      await this.#beginJob({ kind: 'full', startLsn, afterLsn: undefined })
+    } else {
+      progress.message(
+        `timeline ${this.#o.timeline} exists; following ${this.#tail.path} from LSN ${this.#log.endLsn}`,
+        { timeline: this.#timeline, lsn: this.#log.endLsn },
+      )
+      await this.#assumeKnown()
+    }
+    if (this.#o.live && !once) this.#capture.watch()
+    const pumped = this.#pump.run()
+    pumped.catch(error => {
+      this.#failure ??= error
+    })
+    const onAbort = (): void => {
+      this.#pump.stop()
+      this.#job?.abort.abort(signal?.reason)
+    }
+    signal?.addEventListener('abort', onAbort, { once: true })
+    try {
+      await this.#capture.sweep()
+      await this.#finishImports()
+      const lsn = await this.#pump.caughtUp()
+      if (signal?.aborted) throw signal.reason
+      await this.#finishImports()
+      this.#o.onState?.({ kind: 'following', timeline: this.#timeline, lsn })
+      progress.event('following', { timeline: this.#timeline, lsn, readableFromLsn: this.#readableFromLsn })
+      if (once) {
+        await this.#capture.idle()
+        await this.#finishImports()
+        const end = await this.#pump.caughtUp()
+        await this.#ingested(end)
+      } else {
+        progress.message(`caught up with the server at LSN ${lsn}; following (stop with Ctrl-C)`, { lsn })
+        await this.#follow()
+      }
+    } catch (error) {
+      if (!signal?.aborted) throw this.#failure ?? error
+    } finally {
+      signal?.removeEventListener('abort', onAbort)
+      this.#pump.stop()
+    }
+    await pumped
+    this.#totals.redoBytes += this.#pump.redoBytes
+    return {
+      timeline: this.#timeline,
+      name: this.#o.timeline,
+      readableFromLsn: this.#readableFromLsn,
+      endLsn: this.#pump.flushedLsn,
+      importedPages: this.#totals.importedPages,
+      redoBytes: this.#totals.redoBytes,
+      overtaken: this.#totals.overtaken,
+    }
+  }
+
+  async #follow(): Promise<void> {
+    const { signal } = this.#o
+    while (!signal?.aborted) {
+      if (this.#failure) throw this.#failure
+      this.#capture.poll()
+      await this.#finishImports()
+      await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
+    }
+    await this.#capture.idle()
+  }
+
+  async #ingested(lsn: Lsn): Promise<void> {
+    await this.#servers.pageServer.request(
+      { type: MessageType.WaitLsn, timeline: this.#timeline, lsn, timeoutMs: WAIT_LSN_MS },
+      { deadlineMs: WAIT_LSN_MS + 10_000 },
+    )
+  }
+
+  /** What the page server has already: tablespaces by id, files by size and time. */
+  async #assumeKnown(): Promise<void> {
+    const { pageServer } = this.#servers
+    const lsn = 0 as Lsn
+    const spaces = await pageServer.requestAll({ type: MessageType.SpaceList, timeline: this.#timeline, lsn })
+    for (const { message } of spaces) this.#tracker.know(message.spaces.map(space => space.space))
+    const files = await pageServer.requestAll({ type: MessageType.FileList, timeline: this.#timeline, lsn })
+    for (const { message } of files) this.#capture.assume(message.files)
+  }
+
+  #fileSink(): FileSink {
+    const { pageServer } = this.#servers
+    const timeline = this.#timeline
+    return {
+      putPiece: async (version, offset, piece) => {
+        const { path, lsn, mode, mtimeMs, totalBytes } = version
+        await pageServer.request(
+          { type: MessageType.FilePut, timeline, path, lsn, mode, mtimeMs, totalBytes, offset },
+          { bulk: piece },
+        )
+      },
+      remove: async (path, lsn) => {
+        await pageServer.request({ type: MessageType.FileDelete, timeline, path, lsn })
+      },
+    }
+  }
+
+  /** Begins an import. The redo is at rest while this runs, so that none beyond the start LSN comes before it. */
+  async #beginJob(job: ImportJob): Promise<void> {
+    this.#job?.abort.abort()
+    const abort = new AbortController()
+    const session = await PageImport.begin({
+      pageServer: this.#servers.pageServer,
+      timeline: this.#timeline,
+      kind: job.kind,
+      startLsn: job.startLsn,
+      ...(job.afterLsn === undefined ? {} : { afterLsn: job.afterLsn }),
+      live: this.#o.live,
+      signal: abort.signal,
+      yieldToRedo: () => this.#yieldToRedo(abort.signal),
+      onProgress: bytes => this.#onCopied?.(bytes),
+    })
+    this.#job = { job, session, abort }
+    this.#o.onState?.({
+      kind: 'importing',
+      timeline: this.#timeline,
+      importKind: job.kind,
+      startLsn: job.startLsn,
+    })
+  }
+
+  #onCopied: ((bytes: number) => void) | undefined
+
+  async #yieldToRedo(signal: AbortSignal): Promise<void> {
+    while (this.#pump.isInDanger && !this.#failure && !signal.aborted) await sleep(2)
+    if (this.#failure) throw this.#failure
+  }
+
+  /** Copies what `#job` asks for; when the ring overtakes the reader meanwhile, begins again as the new job says. */
+  async #finishImports(): Promise<void> {
+    while (this.#job) {
+      const current = this.#job
+      try {
+        await this.#copy(current.job, current.session)
+        if (this.#job === current) this.#job = undefined
+      } catch (error) {
+        if (this.#failure) throw this.#failure
+        if (this.#job === current || !current.abort.signal.aborted) throw error
+      }
+    }
+    await Promise.all(this.#reimports)
+    if (this.#failure) throw this.#failure
+  }
+
+  async #copy(job: ImportJob, session: PageImport): Promise<void> {
+    const { progress, datadir, live } = this.#o
+    const started = performance.now()
+    const scan = await scanDatadir(datadir, { live })
+    this.#tracker.know(scan.spaces.map(space => space.space))
+    const task = await progress.task(job.kind === 'full' ? 'pages' : 'changed pages', scan.bytes)
+    this.#onCopied = bytes => task.update(bytes)
+    progress.message(
+      job.kind === 'full'
+        ? `importing ${scan.spaces.length} tablespaces (${humanBytes(scan.bytes)}) as of LSN ${job.startLsn}`
+        : `importing the pages that changed after LSN ${job.afterLsn}, as of LSN ${job.startLsn}`,
+      { startLsn: job.startLsn, kind: job.kind },
+    )
+    for (const space of scan.spaces) await session.copy(space)
+    await session.drained()
+    task.finish()
+    const end = await this.#coveringLsn(session)
+    await session.end(
+      end,
+      scan.spaces.map(space => space.space),
+    )
+    this.#readableFromLsn = job.kind === 'full' ? end : this.#readableFromLsn
+    this.#totals.importedPages += session.pages
+    progress.message(
+      `imported ${session.pages} pages in ${((performance.now() - started) / 1000).toFixed(1)} s; readable from LSN ${end}`,
+      { pages: session.pages, readableFromLsn: end },
+    )
+  }
+
+  /** The first LSN at which the copied pages are all covered by redo that is durable. */
+  async #coveringLsn(session: PageImport): Promise<Lsn> {
+    // Pages are written after their redo, so the log file has all of it by now: its end is enough, and is soon reached.
+    const end = await this.#pump.caughtUp()
+    if (end < session.maxPageLsn)
+      throw invalidError(
+        `a page has LSN ${session.maxPageLsn}, but the redo log ends at LSN ${end}; the log does not belong to this datadir, or was cut`,
+        end,
+      )
+    return end
+  }
+
+  /** The ring came round. All redo read so far is durable, and nothing is in flight. */
+  async #overtaken(step: Extract<TailStep, { kind: 'overtaken' }>): Promise<void> {
+    const { progress } = this.#o
+    const from = step.position
+    // The newest checkpoint gives the most time until it happens again.
+    const to = step.checkpointLsn
+    this.#totals.overtaken++
+    progress.message(
+      `the server's log has overtaken the reader at LSN ${from} (${step.reason}); going on at its checkpoint, LSN ${to}. ` +
+        'LSNs in between cannot be read; a larger innodb_log_file_size makes this less likely',
+      { fromLsn: from, toLsn: to },
+    )
+    this.#o.onState?.({ kind: 'overtaken', fromLsn: from, toLsn: to })
+    await this.#servers.safekeeper.request({
+      type: MessageType.WalSkip,
+      timeline: this.#timeline,
+      epoch: this.#log.epoch,
+      fromLsn: from,
+      toLsn: to,
+      wallTimeUs: Date.now() * 1000,
+    })
+    await this.#tail.restartAt(to)
+    // What an unfinished import had to bring is still to be brought.
+    const unfinished = this.#job?.job
+    await this.#beginJob({
+      kind: unfinished?.kind ?? 'partial',
+      startLsn: to,
+      afterLsn: unfinished ? unfinished.afterLsn : from,
+    })
+  }
+
+  #inspect(chunk: Extract<TailStep, { kind: 'chunk' }>): Cut | undefined {
+    if (chunk.fileMtrs.length === 0 || !this.#o.live) return undefined
+    const unknown = this.#tracker.inspect(chunk.bytes, chunk.beginLsn, chunk.fileMtrs)
+    if (unknown.length === 0) return undefined
+    return { at: unknown[0]!.at, action: lsn => this.#reimport(unknown, lsn) }
+  }
+
+  /** Tablespaces whose content the log does not tell: their files are copied. */
+  async #reimport(unknown: readonly UnknownSpace[], lsn: Lsn): Promise<void> {
+    const found: SpaceFile[] = []
+    for (const { space, name, external } of unknown) {
+      const file = await scanTable(this.#o.datadir, name, external)
+      // A table that was dropped since: the log will say so.
+      if (file?.space === space) found.push(file)
+    }
+    if (found.length === 0) return
+    this.#o.progress.message(
+      `the content of ${found.map(file => file.name).join(', ')} is not in the redo log (IMPORT TABLESPACE); copying it`,
+      { spaces: found.map(file => file.space), lsn },
+    )
+    if (!this.#job) await this.#ingested(lsn)
+    const exist = this.#tracker.all()
+    const session = await PageImport.begin({
+      pageServer: this.#servers.pageServer,
+      timeline: this.#timeline,
+      kind: 'partial',
+      startLsn: lsn,
+      live: this.#o.live,
+      signal: this.#o.signal,
+    })
+    const done: Promise<void> = (async () => {
+      for (const file of found) await session.copy(file)
+      const end = await this.#coveringLsn(session)
+      await session.end(end, exist)
+      this.#totals.importedPages += session.pages
+    })()
+      .catch(error => {
+        this.#failure ??= error
+      })
+      .finally(() => this.#reimports.delete(done))
+    this.#reimports.add(done)
+  }
+}
+
+/** From the log's header: "MariaDB 10.11.18" becomes "10.11.18-MariaDB". */
+async function serverVersion(path: string): Promise<string> {
+  const tail = await RingTail.open(path)
+  const match = /(\d+\.\d+\.\d+)/.exec(tail.creator)
+  await tail.close()
+  return match ? `${match[1]}-MariaDB` : ''
+}

@@ -1,0 +1,129 @@
+/**
+ * What the attach agent needs of the servers: connections to the safekeeper and the page server, the timeline found or
+ * made, and the epoch that makes this process its only writer.
+ */
+import { randomBytes } from 'node:crypto'
+import { hostname } from 'node:os'
+import type { Connection } from '../../protocol/connection.ts'
+import { type Address, dial } from '../../protocol/dial.ts'
+import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
+import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
+import { invalidError } from '../shared/errors.ts'
+
+export interface ServerOptions {
+  readonly connect: readonly Address[]
+  readonly token?: string | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+export interface Servers {
+  readonly safekeeper: Connection
+  readonly pageServer: Connection
+  close(): void
+}
+
+export async function openServers(options: ServerOptions): Promise<Servers> {
+  const dialOptions = { token: options.token, signal: options.signal }
+  const safekeeper = await dial(options.connect, Role.SAFEKEEPER, dialOptions)
+  try {
+    const pageServer = await dial(options.connect, Role.PAGESERVER, dialOptions)
+    return {
+      safekeeper,
+      pageServer,
+      close() {
+        safekeeper.close()
+        pageServer.close()
+      },
+    }
+  } catch (error) {
+    safekeeper.close()
+    throw error
+  }
+}
+
+export function openPageServer(options: ServerOptions): Promise<Connection> {
+  return dial(options.connect, Role.PAGESERVER, { token: options.token, signal: options.signal })
+}
+
+/** The timeline of that name or id on the page server; undefined if it has none. */
+export async function findTimeline(
+  pageServer: Connection,
+  name: string,
+): Promise<TimelineStatus | undefined> {
+  const replies = await pageServer.requestAll({ type: MessageType.TimelineList })
+  const summary = replies
+    .flatMap(({ message }) => message.timelines)
+    .find(timeline => timeline.name === name || timeline.timeline === name)
+  if (!summary) return undefined
+  const { message } = await pageServer.request({
+    type: MessageType.TimelineShow,
+    timeline: summary.timeline,
+    name: '',
+  })
+  return message
+}
+
+/** @throws PalimpsestError of kind invalid if there is none; the message names those that exist */
+export async function getTimeline(pageServer: Connection, name: string): Promise<TimelineStatus> {
+  const found = await findTimeline(pageServer, name)
+  if (found) return found
+  const replies = await pageServer.requestAll({ type: MessageType.TimelineList })
+  const names = replies.flatMap(({ message }) => message.timelines.map(timeline => timeline.name))
+  throw invalidError(
+    `there is no timeline "${name}" on ${pageServer.address}; ${names.length > 0 ? `it has ${names.slice(0, 20).join(', ')}` : 'it has none; begin one with "palimpsest attach"'}`,
+  )
+}
+
+export interface NewTimeline {
+  readonly name: string
+  readonly startLsn: Lsn
+  readonly innodbPageSize: number
+  readonly serverVersion: string
+}
+
+/**
+ * Makes a timeline at the safekeeper first, then at the page server, which follows the former. If a first try died
+ * between the two, the safekeeper's half is taken up again.
+ */
+export async function createTimeline(servers: Servers, wanted: NewTimeline): Promise<TimelineId> {
+  const replies = await servers.safekeeper.requestAll({ type: MessageType.WalList })
+  const half = replies.flatMap(({ message }) => message.timelines).find(item => item.name === wanted.name)
+  const timeline = half?.timeline ?? toTimelineId(randomBytes(16).toString('hex'))
+  let startLsn = wanted.startLsn
+  if (half) startLsn = half.beginLsn
+  else
+    await servers.safekeeper.request({
+      type: MessageType.WalCreate,
+      timeline,
+      startLsn,
+      name: wanted.name,
+    })
+  await servers.pageServer.request({
+    type: MessageType.TimelineCreate,
+    timeline,
+    startLsn,
+    innodbPageSize: wanted.innodbPageSize,
+    name: wanted.name,
+    serverVersion: wanted.serverVersion,
+  })
+  return timeline
+}
+
+export interface OpenedLog {
+  readonly epoch: WriterEpoch
+  readonly beginLsn: Lsn
+  readonly endLsn: Lsn
+}
+
+/** Becomes the timeline's writer; whoever was it before is refused from now on. */
+export async function openWriter(servers: Servers, timeline: TimelineId): Promise<OpenedLog> {
+  const host = hostname()
+    .replace(/[^\x21-\x7e]/g, '?')
+    .slice(0, 80)
+  const { message } = await servers.safekeeper.request({
+    type: MessageType.WalOpen,
+    timeline,
+    writer: `attach@${host}:${process.pid}`,
+  })
+  return message
+}
