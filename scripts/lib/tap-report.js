@@ -29,7 +29,17 @@ export function indent(text, by) {
 function describe(diag) {
   if (diag === null || typeof diag !== 'object') return ''
   const lines = []
-  for (const key of ['error', 'message', 'signal', 'exitCode', 'diff', 'found', 'wanted', 'tapError']) {
+  for (const key of [
+    'error',
+    'message',
+    'signal',
+    'exitCode',
+    'diff',
+    'found',
+    'wanted',
+    'stderr',
+    'tapError',
+  ]) {
     const value = diag[key]
     if (value === undefined || value === null || (key === 'exitCode' && value === 0)) continue
     if ((key === 'found' || key === 'wanted') && diag.diff) continue

@@ -339,6 +339,8 @@ export class MariadbServer {
     const child = execFileAsync(programs().client, database === '' ? args : [...args, database], {
       maxBuffer: 64 << 20,
     })
+    // A client that stops at an error closes its end; its exit code and stderr tell why.
+    child.child.stdin?.on('error', () => {})
     child.child.stdin?.end(text)
     return (await child).stdout
   }
