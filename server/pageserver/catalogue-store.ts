@@ -10,7 +10,7 @@
 import type { Lsn } from '../../protocol/ids.ts'
 import { corruptError } from '../shared/errors.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
-import { Catalogue, type CatalogueEvent } from './catalogue.ts'
+import { Catalogue, type CatalogueEvent } from './core/catalogue.ts'
 import type { LayerEntry, Manifest, ManifestStore } from './manifest.ts'
 import { openSealedObject, sealObject } from './sealed-object.ts'
 

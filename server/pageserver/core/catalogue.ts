@@ -15,18 +15,18 @@
  * Applying an event twice changes nothing. An event that only repeats what is known (the server names each file anew
  * after every checkpoint) takes no memory.
  */
-import type { Lsn } from '../../protocol/ids.ts'
-import { type CatalogueEvent, decodeCatalogueEvents, encodeCatalogueEvents } from './catalogue-codec.ts'
+import type { Lsn } from '../../../protocol/ids.ts'
+import { type CatalogueEvent, decodeCatalogueEvents, encodeCatalogueEvents } from '../catalogue-codec.ts'
 
-export type { CatalogueEvent } from './catalogue-codec.ts'
+export type { CatalogueEvent } from '../catalogue-codec.ts'
 
 export interface SpaceState {
   readonly space: number
   /** `db/table.ibd`, `ibdata1`, `undo001`; an absolute path if `external`. */
   readonly name: string
   readonly external: boolean
-  /** FSP_SPACE_FLAGS; undefined between a file's creation and the first write to its page 0. */
-  readonly flags: number | undefined
+  /** FSP_SPACE_FLAGS; 0 between a file's creation and the first write to its page 0, when `pages` is 0 as well. */
+  readonly flags: number
   /** FSP_SIZE in pages; 0 while it is not known. */
   readonly pages: number
 }
@@ -67,11 +67,11 @@ class Versions<V> {
   /** False if it was known already. */
   set(lsn: number, value: V): boolean {
     const place = this.at(lsn)
-    // Among those of this very LSN (or, if there are none, just before) the same value may stand already.
+    // It may stand among those of this very LSN already, or just before them: then it was left out when the log was
+    // applied first, and applied again it must not come to stand behind them.
     for (let i = place; i >= 0; i--) {
       if (this.#equal(this.values[i]!, value)) return false
       if (this.lsns[i] !== lsn) break
-      if (i > 0 && this.lsns[i - 1] !== lsn) break
     }
     this.lsns.splice(place + 1, 0, lsn)
     this.values.splice(place + 1, 0, value)
@@ -159,7 +159,7 @@ export class Catalogue {
   }
 
   /** The tablespace as of the LSN, or undefined if it does not exist then. */
-  state(id: number, lsn: Lsn): SpaceState | undefined {
+  spaceAt(id: number, lsn: Lsn): SpaceState | undefined {
     const space = this.#spaces.get(id)
     const file = space?.files.get(lsn)
     if (space === undefined || file === undefined || !file.exists) return undefined
@@ -167,21 +167,16 @@ export class Catalogue {
       space: id,
       name: file.name,
       external: file.external,
-      flags: space.flags.get(lsn),
+      flags: space.flags.get(lsn) ?? 0,
       pages: space.pages.get(lsn) ?? 0,
     }
-  }
-
-  /** FSP_SPACE_FLAGS as of the LSN, or undefined; the cheap question for reading pages. */
-  flags(id: number, lsn: Lsn): number | undefined {
-    return this.#spaces.get(id)?.flags.get(lsn)
   }
 
   /** All tablespaces that exist at the LSN, by id. */
   list(lsn: Lsn): SpaceState[] {
     const states: SpaceState[] = []
     for (const id of this.#spaces.keys()) {
-      const state = this.state(id, lsn)
+      const state = this.spaceAt(id, lsn)
       if (state !== undefined) states.push(state)
     }
     return states.sort((a, b) => a.space - b.space)
@@ -190,7 +185,7 @@ export class Catalogue {
   /**
    * The LSN of the last truncation at or before `lsn` that voids what came before for this page; 0 if there is none.
    */
-  trimBarrier(id: number, page: number, lsn: Lsn): Lsn {
+  trimLsn(id: number, page: number, lsn: Lsn): Lsn {
     const trims = this.#spaces.get(id)?.trims
     if (trims !== undefined)
       for (let i = trims.length - 1; i >= 0; i--) {

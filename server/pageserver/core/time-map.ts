@@ -10,10 +10,10 @@
  * expects. Where a clock was set back, some times happened twice; the later occurrence counts, because the search goes
  * from the newest sample back to the first that is not after t.
  */
-import type { Lsn } from '../../protocol/ids.ts'
-import type { TimeSample } from './time-samples.ts'
+import type { Lsn } from '../../../protocol/ids.ts'
+import type { TimeSample } from '../time-samples.ts'
 
-export type { TimeSample } from './time-samples.ts'
+export type { TimeSample } from '../time-samples.ts'
 
 export const TIME_SAMPLE_INTERVAL_US = 100_000
 
