@@ -22,7 +22,7 @@ import type { FileRules } from './file-rules.ts'
 import { PageImport } from './page-import.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
 import { RingTail, readCheckpoint, type TailStep } from './ring-tail.ts'
-import { SpaceTracker, type UnknownSpace } from './space-tracker.ts'
+import { SpaceTracker, type UnknownSpaces } from './space-tracker.ts'
 import {
   createTimeline,
   findTimeline,
@@ -438,17 +438,17 @@ class Session {
     })
   }
 
-  #inspect(chunk: Extract<TailStep, { kind: 'chunk' }>): Cut | undefined {
-    if (chunk.fileMtrs.length === 0 || !this.#o.live) return undefined
-    const unknown = this.#tracker.inspect(chunk.bytes, chunk.beginLsn, chunk.fileMtrs)
-    if (unknown.length === 0) return undefined
-    return { at: unknown[0]!.at, action: lsn => this.#reimport(unknown, lsn) }
+  #inspect(chunk: Extract<TailStep, { kind: 'chunk' }>): Cut[] {
+    if (!this.#o.live) return []
+    return this.#tracker
+      .inspect(chunk.bytes, chunk.beginLsn, chunk.fileMtrs)
+      .map(unknown => ({ at: unknown.at, action: lsn => this.#reimport(unknown, lsn) }))
   }
 
   /** Tablespaces whose content the log does not tell: their files are copied. */
-  async #reimport(unknown: readonly UnknownSpace[], lsn: Lsn): Promise<void> {
+  async #reimport(unknown: UnknownSpaces, lsn: Lsn): Promise<void> {
     const found: SpaceFile[] = []
-    for (const { space, name, external } of unknown) {
+    for (const { space, name, external } of unknown.spaces) {
       const file = await scanTable(this.#o.datadir, name, external)
       // A table that was dropped since: the log will say so.
       if (file?.space === space) found.push(file)

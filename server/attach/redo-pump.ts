@@ -26,8 +26,8 @@ export interface RedoPumpOptions {
   readonly safekeeper: Connection
   readonly timeline: TimelineId
   readonly epoch: WriterEpoch
-  /** Looks at a chunk before it is sent. A `Cut` has the part before it made durable, then waits for `action`. */
-  readonly inspect?: (chunk: Extract<TailStep, { kind: 'chunk' }>) => Cut | undefined
+  /** Looks at a chunk before it is sent. Each `Cut`, in order of place, has the part before it made durable, then waits for `action`. */
+  readonly inspect?: (chunk: Extract<TailStep, { kind: 'chunk' }>) => readonly Cut[]
   /** What to do when the ring has overtaken the reader. It reads on when that is done. */
   readonly onOvertaken: (step: Extract<TailStep, { kind: 'overtaken' }>) => Promise<void>
   readonly now?: () => number
@@ -124,16 +124,15 @@ export class RedoPump {
   }
 
   async #take(step: Extract<TailStep, { kind: 'chunk' }>): Promise<void> {
-    const cut = this.#options.inspect?.(step)
-    if (!cut) {
-      await this.#send(step.beginLsn, step.bytes)
-      return
+    let at = 0
+    for (const cut of this.#options.inspect?.(step) ?? []) {
+      if (cut.at > at) await this.#send((step.beginLsn + at) as Lsn, step.bytes.subarray(at, cut.at))
+      at = cut.at
+      await this.#drained()
+      await cut.action((step.beginLsn + at) as Lsn)
     }
-    const lsn = (step.beginLsn + cut.at) as Lsn
-    if (cut.at > 0) await this.#send(step.beginLsn, step.bytes.subarray(0, cut.at))
-    await this.#drained()
-    await cut.action(lsn)
-    await this.#send(lsn, step.bytes.subarray(cut.at))
+    if (at < step.bytes.length)
+      await this.#send((step.beginLsn + at) as Lsn, at === 0 ? step.bytes : step.bytes.subarray(at))
   }
 
   async #send(beginLsn: Lsn, bytes: Uint8Array): Promise<void> {

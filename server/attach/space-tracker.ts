@@ -4,23 +4,28 @@
  * ALTER TABLE … IMPORT TABLESPACE writes a foreign file into place: no record tells its pages. What the log does have is
  * FILE_MODIFY for a tablespace that it said was deleted (DISCARD TABLESPACE), or that it never said was created. The
  * file's content at that moment must then be copied.
+ *
+ * A new tablespace has FILE_MODIFY, too, and before its FILE_CREATE: InnoDB names a tablespace in a mini-transaction of
+ * its own that it writes just before the first one that changes it (mtr_t::commit, fil_names_dirty_and_write), and here
+ * that is the one with FILE_CREATE. Nothing comes between the two, so the next mini-transaction decides.
  */
 import { MTR_TRAILER_BYTES } from '../../parser/mtr-scanner.ts'
 import { RecordCursor } from '../../parser/record-decoder.ts'
-import { collectSpaceEvents, type SpaceEvent } from '../../parser/space-events.ts'
+import { collectSpaceEvents, type FileEvent, type SpaceEvent } from '../../parser/space-events.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 
-export interface UnknownSpace {
-  readonly space: number
-  readonly name: string
-  readonly external: boolean
-  /** Offset in the chunk of the mini-transaction that names it. */
+export interface UnknownSpaces {
+  readonly spaces: readonly { readonly space: number; readonly name: string; readonly external: boolean }[]
+  /** Offset in the chunk after the mini-transaction that names them: no record about their pages comes before it. */
   readonly at: number
 }
 
 export class SpaceTracker {
   readonly #known = new Set<number>()
   readonly #cursor = new RecordCursor()
+  /** Named by the last mini-transaction, which ended at `#suspectLsn`, and not created yet. */
+  #suspects: FileEvent[] = []
+  #suspectLsn = -1
 
   /** These tablespaces are in the timeline. */
   know(spaces: Iterable<number>): void {
@@ -37,27 +42,39 @@ export class SpaceTracker {
   }
 
   /**
-   * Looks through the mini-transactions of a chunk that are about files.
-   * @param fileMtrs pairs of offsets, as `RingTail` gives them
-   * @returns the tablespaces that the log takes for granted and that nobody has told of, each once
+   * Looks through a chunk of whole mini-transactions; every chunk has to be shown, in order.
+   * @param fileMtrs pairs of offsets, as `RingTail` gives them, of the mini-transactions that are about files
+   * @returns the tablespaces that the log takes for granted and that nobody has told of, each once, by place
    */
-  inspect(bytes: Uint8Array, beginLsn: Lsn, fileMtrs: readonly number[]): UnknownSpace[] {
-    const unknown: UnknownSpace[] = []
+  inspect(bytes: Uint8Array, beginLsn: Lsn, fileMtrs: readonly number[]): UnknownSpaces[] {
+    const found: UnknownSpaces[] = []
     for (let i = 0; i < fileMtrs.length; i += 2) {
-      const at = fileMtrs[i]!
+      const start = fileMtrs[i]!
       const end = fileMtrs[i + 1]!
+      const lsn = (beginLsn + end) as Lsn
       const events: SpaceEvent[] = []
-      this.#cursor.reset(bytes, at, end - MTR_TRAILER_BYTES)
-      while (this.#cursor.next()) collectSpaceEvents(this.#cursor, bytes, (beginLsn + end) as Lsn, events)
+      this.#cursor.reset(bytes, start, end - MTR_TRAILER_BYTES)
+      while (this.#cursor.next()) collectSpaceEvents(this.#cursor, bytes, lsn, events)
+      const created = new Set(events.flatMap(event => (event.kind === 'create' ? [event.space] : [])))
+      this.#decide(beginLsn, found, beginLsn + start === this.#suspectLsn ? created : undefined)
       for (const event of events) {
         if (event.kind === 'create') this.#known.add(event.space)
         else if (event.kind === 'delete') this.#known.delete(event.space)
         else if (event.kind === 'modify' && !this.#known.has(event.space)) {
           this.#known.add(event.space)
-          unknown.push({ space: event.space, name: event.name, external: event.external, at })
+          this.#suspects.push(event)
+          this.#suspectLsn = lsn
         }
       }
     }
-    return unknown
+    // Something else follows in this chunk, or the next one will tell.
+    if (beginLsn + bytes.length > this.#suspectLsn) this.#decide(beginLsn, found, undefined)
+    return found
+  }
+
+  #decide(beginLsn: Lsn, found: UnknownSpaces[], created: ReadonlySet<number> | undefined): void {
+    const spaces = this.#suspects.filter(event => !created?.has(event.space))
+    this.#suspects = []
+    if (spaces.length > 0) found.push({ spaces, at: this.#suspectLsn - beginLsn })
   }
 }
