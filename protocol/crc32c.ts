@@ -11,6 +11,8 @@ import { crc32c as nativeCrc32c } from '@node-rs/crc32'
 
 /** From this many bytes on the native call wins; bench/micro/redo-parse.ts prints both sides of the crossing. */
 export const CRC32C_NATIVE_BYTES_MIN = 256
+/** The same for the faster loop of Crc32cOfBuffer. */
+const WORDS_NATIVE_BYTES_MIN = 384
 
 const TABLES = buildTables()
 const T0 = TABLES[0]!
@@ -87,8 +89,13 @@ export class Crc32cOfBuffer {
 
   /** CRC-32C of `[start, end)` of the bound buffer, unsigned. The same guarantees as for `crc32c`. */
   sum(start: number, end: number): number {
+    if (end - start >= WORDS_NATIVE_BYTES_MIN) return nativeCrc32c(this.#buf.subarray(start, end))
+    return this.sumByTables(start, end)
+  }
+
+  /** The same, always by table lookup. */
+  sumByTables(start: number, end: number): number {
     const buf = this.#buf
-    if (end - start >= CRC32C_NATIVE_BYTES_MIN) return nativeCrc32c(buf.subarray(start, end))
     const words = this.#words
     const shift = this.#shift
     let c = -1
