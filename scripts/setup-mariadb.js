@@ -193,9 +193,10 @@ function addTestTools(found, known) {
   if (found.sysbench === undefined) wants.push(['sysbench'])
   if (version !== undefined) {
     if (found.backup === undefined) wants.push(pinned(version, testPackages))
-    // The suites bring the package that registers a service: right on a machine for tests, where one
-    // is root, not on somebody's own.
-    if (process.getuid?.() === 0 && installedVersion('mariadb-test') === undefined) {
+    // The suites bring the package that registers a service. That is right in a container for tests, not
+    // on a machine that would start it at its next boot.
+    const container = process.getuid?.() === 0 && !existsSync('/run/systemd/system')
+    if (container && installedVersion('mariadb-test') === undefined) {
       wants.push(pinned(version, suitePackages))
     }
   }
