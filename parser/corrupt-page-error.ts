@@ -7,14 +7,17 @@ import { formatPageId, type Lsn, type PageId } from '../protocol/ids.ts'
  */
 export class CorruptPageError extends Error {
   override name = 'CorruptPageError'
-  readonly page: PageId
+  /** Undefined where only a name could be given: a page too damaged to know its tablespace. */
+  readonly page: PageId | undefined
   /** End LSN of the mini-transaction that did not fit; undefined where a page alone is damaged. */
   readonly lsn: Lsn | undefined
   readonly reason: string
 
-  constructor(page: PageId, lsn: Lsn | undefined, reason: string) {
-    super(`corrupt page ${formatPageId(page)}${lsn === undefined ? '' : ` at LSN ${lsn}`}: ${reason}`)
-    this.page = page
+  /** `page`: its id, or failing that words that identify it. */
+  constructor(page: PageId | string, lsn: Lsn | undefined, reason: string) {
+    const name = typeof page === 'string' ? page : formatPageId(page)
+    super(`corrupt page ${name}${lsn === undefined ? '' : ` at LSN ${lsn}`}: ${reason}`)
+    this.page = typeof page === 'string' ? undefined : page
     this.lsn = lsn
     this.reason = reason
   }

@@ -66,20 +66,21 @@ const OLD_HEADER = FIL_PAGE_DATA + 2
 /** zlib's level when a table names none: page_zip_level, innodb_compression_level's default. */
 const DEFAULT_LEVEL = 6
 
-function corrupt(page: Uint8Array, reason: string): never {
-  const id = { space: read4(page, FIL_PAGE_SPACE_ID), page: read4(page, FIL_PAGE_OFFSET) }
-  throw new CorruptPageError(id, undefined, `page_compressed: ${reason}`)
+/** In a full_crc32 page the tablespace id is among the compressed bytes; the number is not. */
+function corrupt(page: Uint8Array, spaceName: string, reason: string): never {
+  const name = `${read4(page, FIL_PAGE_OFFSET)} of ${spaceName}`
+  throw new CorruptPageError(name, undefined, `page_compressed: ${reason}`)
 }
 
-function inflate(page: Uint8Array, start: number, end: number, size: number): Uint8Array {
+function inflate(page: Uint8Array, spaceName: string, start: number, end: number, size: number): Uint8Array {
   let out: Uint8Array
   try {
     // Bytes behind the stream's end are padding, and are ignored as zlib's uncompress() ignores them.
     out = inflateSync(page.subarray(start, end), { maxOutputLength: size })
   } catch (error) {
-    corrupt(page, `the zlib stream is damaged (${(error as Error).message})`)
+    corrupt(page, spaceName, `the zlib stream is damaged (${(error as Error).message})`)
   }
-  if (out.length !== size) corrupt(page, `holds ${out.length} bytes instead of ${size}`)
+  if (out.length !== size) corrupt(page, spaceName, `holds ${out.length} bytes instead of ${size}`)
   return out
 }
 
@@ -98,18 +99,20 @@ export function decompressPage(page: Uint8Array, format: SpaceFormat, spaceName:
     if (format.pageCompressed !== PAGE_ZLIB_ALGORITHM)
       throw new UnsupportedCompressionError(format.pageCompressed, spaceName)
     const length = fullCrc32Size(page, size)
-    if (length === 0) corrupt(page, 'its size is not within the page')
-    return inflate(page, FIL_PAGE_FILE_FLUSH_LSN, length, size)
+    if (length === 0) corrupt(page, spaceName, 'its size is not within the page')
+    return inflate(page, spaceName, FIL_PAGE_FILE_FLUSH_LSN, length, size)
   }
-  if (read2(page, FIL_PAGE_TYPE) === FIL_PAGE_PAGE_COMPRESSED_ENCRYPTED) corrupt(page, 'is encrypted as well')
+  if (read2(page, FIL_PAGE_TYPE) === FIL_PAGE_PAGE_COMPRESSED_ENCRYPTED)
+    corrupt(page, spaceName, 'is encrypted as well')
   if (read4(page, FIL_PAGE_FILE_FLUSH_LSN) !== 0 || read2(page, FIL_PAGE_FILE_FLUSH_LSN + 4) !== 0)
-    corrupt(page, 'the algorithm is not a number of 16 bits')
+    corrupt(page, spaceName, 'the algorithm is not a number of 16 bits')
   const algorithm = read2(page, FIL_PAGE_FILE_FLUSH_LSN + 6)
-  if (read4(page, 0) !== NO_CHECKSUM_MAGIC) corrupt(page, 'the checksum field is not 0xdeadbeef')
+  if (read4(page, 0) !== NO_CHECKSUM_MAGIC) corrupt(page, spaceName, 'the checksum field is not 0xdeadbeef')
   if (algorithm !== PAGE_ZLIB_ALGORITHM) throw new UnsupportedCompressionError(algorithm, spaceName)
   const length = read2(page, FIL_PAGE_DATA)
-  if (length === 0 || length > size - OLD_HEADER) corrupt(page, `claims ${length} compressed bytes`)
-  return inflate(page, OLD_HEADER, OLD_HEADER + length, size)
+  if (length === 0 || length > size - OLD_HEADER)
+    corrupt(page, spaceName, `claims ${length} compressed bytes`)
+  return inflate(page, spaceName, OLD_HEADER, OLD_HEADER + length, size)
 }
 
 /** A page ready for the file. */
@@ -161,7 +164,11 @@ export function compressPage(
   const algorithm = format.pageCompressed
   if (algorithm !== PAGE_ZLIB_ALGORITHM) throw new UnsupportedCompressionError(algorithm, spaceName)
   const blockSize = options.blockSize ?? 4096
+  // InnoDB compresses a full_crc32 page before it computes the checksum: what it compresses ends in four zeros.
+  const checksum = read4(page, size - 4)
+  if (format.fullCrc32) write4(page, size - 4, 0)
   const stream = deflateSync(page, { level: options.level ?? DEFAULT_LEVEL })
+  if (format.fullCrc32) write4(page, size - 4, checksum)
   const headerLength = format.fullCrc32 ? FIL_PAGE_FILE_FLUSH_LSN : OLD_HEADER
   if (stream.length > size - headerLength) return { bytes: page, length: size }
   const bytes = new Uint8Array(size)
