@@ -105,6 +105,8 @@ export class RedoPump {
           if (thorough || !this.#wantsThorough) for (const resolve of this.#caughtUp.splice(0)) resolve()
           if (++polls % POLLS_PER_STEP === 0) pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)
           await new Promise(done => setTimeout(done, pauseMs))
+        } else if (step.kind === 'wait') {
+          await new Promise(done => setTimeout(done, POLL_MS_MAX))
         } else {
           await this.#drained()
           await this.#options.onOvertaken(step)

@@ -62,6 +62,8 @@ export type TailStep =
     }
   /** The end of the log, for now. */
   | { readonly kind: 'idle' }
+  /** The log cannot be made sense of at this moment; look again. */
+  | { readonly kind: 'wait' }
   /** The redo at the reader's position is gone. The log is to be followed again from a checkpoint (`restartAt`). */
   | {
       readonly kind: 'overtaken'
@@ -347,12 +349,20 @@ export class RingTail {
     return this.#scanner.scan(buffer, 0, have, this.#position, this.#log.geometry) === ScanResult.COMPLETE
   }
 
-  /** The bytes before the position are not those that were handed out. */
+  /**
+   * The bytes before the position are not those that were handed out. Usually the checkpoint tells that the ring came
+   * round. But a server whose log is too small for its mini-transactions writes beyond checkpoint + capacity rather than
+   * stop (it logs "Crash recovery was broken"); then not even its own checkpoint can be read, and soon there is a new
+   * one. If the log from the checkpoint on is sound and does not lead to our position, it is another log.
+   */
   async #broken(): Promise<TailStep> {
-    const checkpoint = await this.refreshCheckpoint()
-    if (checkpoint > this.#position - CONTINUITY_BYTES)
+    const checkpointLsn = await this.refreshCheckpoint()
+    if (checkpointLsn > this.#position - CONTINUITY_BYTES)
       return await this.#lost('the redo before it was overwritten')
-    throw new DivergedLogError(this.path, this.#position, 'the redo before that LSN has changed')
+    const reached = await this.#walk(checkpointLsn, this.#position)
+    if (reached === this.#position) return { kind: 'wait' }
+    if (reached === checkpointLsn || (await this.refreshCheckpoint()) > checkpointLsn) return { kind: 'wait' }
+    throw new DivergedLogError(this.path, this.#position, `its redo ends at LSN ${reached}`)
   }
 
   async #lost(reason: string): Promise<TailStep> {
@@ -415,6 +425,19 @@ export class RingTail {
     return { kind: 'idle' }
   }
 
+  /** Goes from one mini-transaction to the next. Returns where that ended: at `to`, if both are on the way. */
+  async #walk(from: Lsn, to: Lsn): Promise<Lsn> {
+    const buffer = Buffer.allocUnsafe(CHUNK_BYTES_MAX + MTR_SCAN_BYTES_MAX)
+    let at = from
+    while (at < to) {
+      const have = await this.#readRing(buffer, 0, at, Math.min(buffer.length, to - at))
+      const { consumedBytes } = this.#scanner.scanRange(buffer, 0, have, at, this.#log.geometry)
+      if (consumedBytes === 0) break
+      at = (at + consumedBytes) as Lsn
+    }
+    return at
+  }
+
   /**
    * Makes sure that the position is where a mini-transaction ends in this log, by walking from the checkpoint to it or
    * from it to the checkpoint. A log that was overwritten in between says nothing; that is for `step` to find.
@@ -434,14 +457,7 @@ export class RingTail {
         )
       return
     }
-    const buffer = Buffer.allocUnsafe(CHUNK_BYTES_MAX + MTR_SCAN_BYTES_MAX)
-    let at = from
-    while (at < to) {
-      const have = await this.#readRing(buffer, 0, at, Math.min(buffer.length, to - at))
-      const { consumedBytes } = this.#scanner.scanRange(buffer, 0, have, at, geometry)
-      if (consumedBytes === 0) break
-      at = (at + consumedBytes) as Lsn
-    }
+    const at = await this.#walk(from, to)
     if (at === to) return
     const current = await readHead(this.path, this.#log.file)
     if (current.checkpoint.checkpointLsn > checkpointLsn) {
