@@ -1,0 +1,62 @@
+/** An object store in memory for tests: the same contract, and failures on demand. */
+import { readFileSync, unlinkSync } from 'node:fs'
+import {
+  checkObjectKey,
+  checkObjectPrefix,
+  type ObjectInfo,
+  type ObjectStore,
+} from '../../server/shared/object-store.ts'
+
+export class MemoryObjectStore implements ObjectStore {
+  readonly description = 'memory'
+  readonly objects = new Map<string, Buffer>()
+  /** Called before and after each change; what it throws is what the caller gets. */
+  fault: (when: 'before' | 'after', operation: 'put' | 'delete', key: string) => void = () => {}
+
+  async putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean> {
+    checkObjectKey(key)
+    this.fault('before', 'put', key)
+    const created = !this.objects.has(key)
+    if (created) this.objects.set(key, Buffer.from(bytes))
+    this.fault('after', 'put', key)
+    return created
+  }
+
+  async putFile(key: string, localPath: string): Promise<boolean> {
+    const created = await this.putIfAbsent(key, readFileSync(localPath))
+    if (created) unlinkSync(localPath)
+    return created
+  }
+
+  async get(key: string): Promise<Buffer | undefined> {
+    const found = this.objects.get(checkObjectKey(key))
+    return found && Buffer.from(found)
+  }
+
+  async getRange(key: string, offset: number, length: number): Promise<Buffer | undefined> {
+    return (await this.get(key))?.subarray(offset, offset + length)
+  }
+
+  async head(key: string): Promise<number | undefined> {
+    return this.objects.get(checkObjectKey(key))?.length
+  }
+
+  async list(prefix: string): Promise<ObjectInfo[]> {
+    checkObjectPrefix(prefix)
+    return [...this.objects]
+      .filter(([key]) => key.startsWith(prefix))
+      .map(([key, bytes]) => ({ key, bytes: bytes.length }))
+      .sort((a, b) => (a.key < b.key ? -1 : 1))
+  }
+
+  async delete(key: string): Promise<void> {
+    checkObjectKey(key)
+    this.fault('before', 'delete', key)
+    this.objects.delete(key)
+    this.fault('after', 'delete', key)
+  }
+
+  localPath(): undefined {
+    return undefined
+  }
+}
