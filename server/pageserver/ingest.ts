@@ -12,7 +12,6 @@ import type { Lsn } from '../../protocol/ids.ts'
 import { internalError, PalimpsestError } from '../shared/errors.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
 import type { ArenaPool } from './arena.ts'
-import type { TimeSample } from './memtable.ts'
 import type { IndexRangeResult } from './worker.ts'
 
 /** Largest range that adjacent chunks are joined to. */
@@ -26,6 +25,12 @@ const INDEXED = 2
 /** Its index found no room; it is tried again when an arena is free. */
 const STARVED = 3
 
+/** When redo up to an LSN was seen, in microseconds since 1970; 0 if that is not known. */
+export interface ArrivalTime {
+  readonly lsn: Lsn
+  readonly wallTimeUs: number
+}
+
 interface Range {
   state: typeof WAITING | typeof INDEXING | typeof INDEXED | typeof STARVED
   readonly arena: number
@@ -33,7 +38,7 @@ interface Range {
   readonly at: number
   bytes: number
   readonly begin: Lsn
-  readonly samples: TimeSample[]
+  readonly samples: ArrivalTime[]
   /** Arena of the index, retained for this range until it is linked. */
   indexArena: number
   result: (IndexRangeResult & { status: 'ok' }) | undefined
@@ -41,6 +46,13 @@ interface Range {
   dropped: boolean
   /** The redo after this range is corrupt: stop when it has been linked. */
   stopWith: PalimpsestError | undefined
+}
+
+interface Reservation {
+  readonly arena: number
+  /** Byte offset in the arena memory. */
+  readonly at: number
+  readonly bytes: number
 }
 
 export interface LinkedRange {
@@ -51,7 +63,7 @@ export interface LinkedRange {
   readonly bytes: number
   readonly endLsn: Lsn
   readonly events: readonly SpaceEvent[]
-  readonly samples: readonly TimeSample[]
+  readonly samples: readonly ArrivalTime[]
   readonly mtrs: number
   readonly records: number
 }
@@ -78,7 +90,9 @@ export class RedoIngest {
   #bottom = 0
   /** Where indexes go now; often the same arena. */
   #indexArena = -1
-  #reserved = 0
+  /** Reserved and not yet committed, oldest first; each holds its arena. */
+  readonly #reserved: Reservation[] = []
+  #reservedBytes = 0
   #indexing = 0
   #unlinkedBytes = 0
   #arrivedLsn: Lsn
@@ -113,15 +127,15 @@ export class RedoIngest {
   }
 
   /**
-   * Arena memory for the next `bytes` of redo, to be filled and then committed or abandoned; one at a time. Undefined when
-   * there is no room now: wait for `room()` and ask again.
+   * Arena memory for the next `bytes` of redo, to be filled and then committed, in the order of the reservations, or
+   * abandoned. Undefined when there is no room now: wait for `room()` and ask again.
    */
   reserve(bytes: number): Uint8Array | undefined {
-    if (this.#reserved !== 0) throw internalError('redo was reserved twice without a commit')
-    if (bytes > this.#pool.arenaBytes / 2)
-      throw new PalimpsestError('invalid', `a chunk of ${bytes} bytes of redo is larger than half an arena`)
-    if (this.#stopped || this.#unlinkedBytes > UNLINKED_BYTES_MAX) return undefined
-    if (this.#arena < 0 || !this.#pool.memory.take(this.#arena, bytes)) {
+    if (bytes === 0 || bytes > this.#pool.arenaBytes / 2)
+      throw new PalimpsestError('invalid', `a chunk of ${bytes} bytes of redo; at most half an arena fits`)
+    if (this.#stopped || this.#unlinkedBytes + this.#reservedBytes > UNLINKED_BYTES_MAX) return undefined
+    const { memory } = this.#pool
+    if (this.#arena < 0 || !memory.take(this.#arena, bytes)) {
       const arena = this.#pool.acquire(false)
       if (arena < 0) {
         this.#hooks.starved()
@@ -129,11 +143,14 @@ export class RedoIngest {
       }
       if (this.#arena >= 0) this.#pool.release(this.#arena)
       this.#arena = arena
-      this.#bottom = this.#pool.memory.start(arena)
-      this.#pool.memory.take(arena, bytes)
+      this.#bottom = memory.start(arena)
+      memory.take(arena, bytes)
     }
-    this.#reserved = bytes
-    return this.#pool.memory.region.bytes.subarray(this.#bottom, this.#bottom + bytes)
+    this.#pool.retain(this.#arena)
+    this.#reserved.push({ arena: this.#arena, at: this.#bottom, bytes })
+    this.#reservedBytes += bytes
+    this.#bottom += bytes
+    return memory.region.bytes.subarray(this.#bottom - bytes, this.#bottom)
   }
 
   /** Resolves when it is worth asking `reserve` again. */
@@ -143,20 +160,27 @@ export class RedoIngest {
     return this.#pool.freed()
   }
 
-  /** The reserved memory will not be filled: its connection broke. */
+  /** Nothing that is still reserved will be filled: the connection broke. */
   abandon(): void {
-    if (this.#reserved > 0) this.#pool.memory.giveBack(this.#arena, this.#reserved)
-    this.#reserved = 0
+    for (const { arena, at, bytes } of this.#reserved.splice(0).reverse()) {
+      this.#reservedBytes -= bytes
+      if (arena === this.#arena && at + bytes === this.#bottom) {
+        this.#bottom = at
+        this.#pool.memory.giveBack(arena, bytes)
+      }
+      this.#pool.release(arena)
+    }
+    this.#wakeRoom()
   }
 
-  /** The reserved memory holds whole mini-transactions from `begin` on, which must be `arrivedLsn`. */
+  /** The oldest reservation holds whole mini-transactions from `begin` on, which must be `arrivedLsn`. */
   commit(begin: Lsn, wallTimeUs: number): void {
-    const bytes = this.#reserved
     if (begin !== this.#arrivedLsn)
       throw internalError(`redo from LSN ${begin} arrived where LSN ${this.#arrivedLsn} is next`)
-    this.#reserved = 0
-    const at = this.#bottom
-    this.#bottom += bytes
+    const reservation = this.#reserved.shift()
+    if (reservation === undefined) throw internalError('a commit of redo for which nothing was reserved')
+    const { arena, at, bytes } = reservation
+    this.#reservedBytes -= bytes
     const end = (begin + bytes) as Lsn
     this.#arrivedLsn = end
     this.#unlinkedBytes += bytes
@@ -164,17 +188,18 @@ export class RedoIngest {
     if (
       last !== undefined &&
       last.state === WAITING &&
-      last.arena === this.#arena &&
+      last.arena === arena &&
       last.at + last.bytes === at &&
       last.bytes + bytes <= RANGE_BYTES_MAX
     ) {
       last.bytes += bytes
       last.samples.push({ lsn: end, wallTimeUs })
+      this.#pool.release(arena)
     } else {
-      this.#pool.retain(this.#arena)
+      // The range takes over the reservation's hold.
       this.#ranges.push({
         state: WAITING,
-        arena: this.#arena,
+        arena,
         at,
         bytes,
         begin,
@@ -190,7 +215,7 @@ export class RedoIngest {
 
   /** The log goes on at `lsn`; what lies between is lost. Only when idle. */
   skipTo(lsn: Lsn): void {
-    if (!this.idle || this.#reserved !== 0)
+    if (!this.idle || this.#reserved.length > 0)
       throw internalError('a gap in the redo while redo is being indexed')
     this.#arrivedLsn = lsn
   }
@@ -204,6 +229,7 @@ export class RedoIngest {
   /** Lets go of the arenas that nothing was put into; ranges under way end on their own. */
   close(): void {
     this.#stopped = true
+    this.abandon()
     if (this.#arena >= 0) this.#pool.release(this.#arena)
     if (this.#indexArena >= 0) this.#pool.release(this.#indexArena)
     this.#arena = -1
@@ -341,6 +367,11 @@ export class RedoIngest {
         this.#hooks.stopped(range.stopWith)
       }
     }
-    if (this.#unlinkedBytes <= UNLINKED_BYTES_MAX) for (const wake of this.#roomWaiters.splice(0)) wake()
+    this.#wakeRoom()
+  }
+
+  #wakeRoom(): void {
+    if (this.#unlinkedBytes + this.#reservedBytes <= UNLINKED_BYTES_MAX)
+      for (const wake of this.#roomWaiters.splice(0)) wake()
   }
 }

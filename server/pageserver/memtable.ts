@@ -5,17 +5,11 @@
  * flushed. Its LSN range (beginLsn, endLsn] is contiguous with that of its neighbours. The arenas are let go when it has
  * been flushed and no task reads them any more.
  */
-import type { SpaceEvent } from '../../parser/space-events.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { PAIR_ABSENT, PairTable } from '../shared/shared-memory.ts'
 import { type ArenaPool, NO_WORD } from './arena.ts'
+import type { CatalogueEvent } from './catalogue-codec.ts'
 import { RangeView } from './run-index.ts'
-
-/** When an LSN was seen, in microseconds since 1970. */
-export interface TimeSample {
-  readonly lsn: Lsn
-  readonly wallTimeUs: number
-}
 
 /** Told of each page that a range changes, in the order (space, page). */
 export type PageChanged = (space: number, page: number, firstLsn: Lsn) => void
@@ -27,8 +21,7 @@ export class Memtable {
   bytes = 0
   /** When its first redo was linked, in milliseconds of a monotonic clock; for the flush by age. */
   firstLinkedAtMs: number | undefined
-  readonly events: SpaceEvent[] = []
-  readonly samples: TimeSample[] = []
+  readonly events: CatalogueEvent[] = []
   readonly #runs = new PairTable(1024)
   readonly #arenas = new Set<number>()
   readonly #pool: ArenaPool

@@ -4,6 +4,7 @@
  * A thread gets the shared memories once, as `workerData`, and keeps its indexer, its applier and its open layer files from
  * task to task. Tasks are synchronous: a thread does one thing at a time, and the pool decides which.
  */
+import { setPriority } from 'node:os'
 import { workerData } from 'node:worker_threads'
 import { ChunkIndexer } from '../../parser/chunk-index.ts'
 import type { SpaceEvent } from '../../parser/space-events.ts'
@@ -11,25 +12,40 @@ import type { Lsn } from '../../protocol/ids.ts'
 import { PalimpsestError } from '../shared/errors.ts'
 import { task } from '../shared/worker-pool.ts'
 import { type ArenaGeometry, ArenaMemory } from './arena.ts'
+import type { CatalogueEvent } from './catalogue-codec.ts'
 import { type FlushInput, flushMemtable } from './flush.ts'
+import { type ImportSpoolInput, layerFromSpool } from './import-layer.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerFiles, type LayerSource } from './layer-files.ts'
+import { HistoryReader, type PageHistoryInput, type PageHistoryResult } from './page-history.ts'
 import { type MadePage, type PageRequest, Reconstructor } from './reconstruct.ts'
 import { placeRangeIndex, rangeIndexBytes } from './run-index.ts'
+import type { TimeSample } from './time-samples.ts'
 
 export interface PageServerWorkerData {
   readonly arenas: ArenaGeometry
   readonly cache: SharedArrayBuffer
   /** Memory of this thread for layer indexes and uncompressed blocks. */
   readonly layerBytesMax: number
+  /** This thread writes layers, and gives way to those that somebody waits for. */
+  readonly background: boolean
 }
 
 // Piscina wraps the data: [its own, ours].
 const data = (Array.isArray(workerData) ? workerData[1] : workerData) as PageServerWorkerData
+if (data.background) {
+  try {
+    // On Linux this is about the calling thread alone.
+    if (process.platform === 'linux') setPriority(0, 10)
+  } catch {
+    // Priorities are a courtesy.
+  }
+}
 const arenas = new ArenaMemory(data.arenas)
 const cache = new Uint8Array(data.cache)
 const layerFiles = new LayerFiles(data.layerBytesMax)
 const reconstructor = new Reconstructor(arenas, layerFiles)
+const historyReader = new HistoryReader(arenas, layerFiles)
 
 const indexers = new Map<number, ChunkIndexer>()
 let scratch = new Uint32Array(1 << 20)
@@ -107,3 +123,16 @@ export const makePages = task((input: MakePagesInput): MakePageResult[] =>
 )
 
 export const flush = task((input: FlushInput): LayerSummary => flushMemtable(arenas, input))
+
+export const pageHistory = task((input: PageHistoryInput): PageHistoryResult => historyReader.read(input))
+
+/** Turns the pages that an import has spooled into an image layer. */
+export const importLayer = task((input: ImportSpoolInput): LayerSummary => layerFromSpool(input))
+
+/** What a layer has beside pages. */
+export const layerExtras = task(
+  (input: { readonly path: string }): { events: CatalogueEvent[]; samples: TimeSample[] } => {
+    const reader = layerFiles.open(input.path)
+    return { events: reader.catalogueEvents(), samples: reader.timeSamples() }
+  },
+)

@@ -1,0 +1,40 @@
+/** What all timelines of one page server share. */
+import type { Address } from '../../protocol/dial.ts'
+import type { Log } from '../shared/log.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
+import type { WorkerPool } from '../shared/worker-pool.ts'
+import type { ArenaPool } from './arena.ts'
+import type { PageCache } from './page-cache.ts'
+import type { PageReader } from './page-reader.ts'
+
+export type PageServerPool = WorkerPool<typeof import('./worker.ts')>
+
+export interface PageServerEnvironment {
+  readonly store: ObjectStore
+  /** Files under construction; emptied at start. */
+  readonly scratchDir: string
+  readonly arenas: ArenaPool
+  readonly cache: PageCache
+  readonly reader: PageReader
+  /** Indexes redo and makes pages: short tasks that somebody waits for. */
+  readonly foreground: PageServerPool
+  /** Writes layers: long tasks, at low priority. */
+  readonly background: PageServerPool
+  readonly safekeepers: readonly Address[]
+  /** Under which name the safekeeper knows this page server. */
+  readonly consumer: string
+  readonly log: Log
+  /** Redo in one memtable before it is frozen and written out. */
+  readonly flushBytes: number
+  /** Age at which a memtable is written out however small it is. */
+  readonly flushAgeMs: number
+  /** A number for a tablespace in the page cache, never given out before. */
+  nextCacheSpace(): number
+  /** No arena is free: the fullest memtable is to be written out if nothing else is on its way. */
+  arenasStarved(): void
+  nowMs(): number
+}
+
+export function delay(ms: number): Promise<void> {
+  return new Promise(resolve => setTimeout(resolve, ms))
+}

@@ -1,0 +1,83 @@
+/** Requests about captured files: those of a datadir that are not InnoDB's. */
+import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
+import {
+  type FileDelete,
+  type FileGet,
+  type FileList,
+  type FilePut,
+  MessageType,
+} from '../../protocol/messages.ts'
+import { invalidError } from '../shared/errors.ts'
+import type { Handlers, RequestContext } from '../shared/listener.ts'
+import type { Timelines } from './timelines.ts'
+
+const FILES_PER_FRAME = 1000
+
+export class FileService {
+  readonly #timelines: Timelines
+  readonly handlers: Handlers
+
+  constructor(timelines: Timelines) {
+    this.#timelines = timelines
+    this.handlers = {
+      [MessageType.FilePut]: ({ message, bulk }, ctx) => this.#put(message, bulk, ctx),
+      [MessageType.FileDelete]: ({ message }, ctx) => this.#delete(message, ctx),
+      [MessageType.FileList]: ({ message }, ctx) => this.#list(message, ctx),
+      [MessageType.FileGet]: ({ message }, ctx) => this.#get(message, ctx),
+    }
+  }
+
+  async #put(message: FilePut, bulk: Uint8Array, ctx: RequestContext): Promise<void> {
+    const timeline = this.#timelines.get(message.timeline)
+    const { path, lsn, mode, mtimeMs, totalBytes, offset } = message
+    const whole = await timeline.files.put({ path, lsn, mode, mtimeMs, totalBytes }, offset, bulk)
+    // Many files that end at the same time share one write of the index.
+    if (whole) await timeline.files.save(timeline.manifest)
+    ctx.reply({ type: MessageType.Ok })
+  }
+
+  async #delete(message: FileDelete, ctx: RequestContext): Promise<void> {
+    const timeline = this.#timelines.get(message.timeline)
+    timeline.files.remove(message.path, message.lsn)
+    await timeline.files.save(timeline.manifest)
+    ctx.reply({ type: MessageType.Ok })
+  }
+
+  async #list(message: FileList, ctx: RequestContext): Promise<void> {
+    const timeline = this.#timelines.get(message.timeline)
+    const lsn = message.lsn === 0 ? timeline.ingestedLsn : message.lsn
+    const files = timeline.files.list(message.lsn === 0 ? LSN_MAX : message.lsn)
+    for (let at = 0; ; at += FILES_PER_FRAME) {
+      const more = at + FILES_PER_FRAME < files.length
+      ctx.reply(
+        { type: MessageType.FileListReply, lsn, files: files.slice(at, at + FILES_PER_FRAME) },
+        { more },
+      )
+      if (!more || ctx.done) return
+      await ctx.drain()
+    }
+  }
+
+  async #get(message: FileGet, ctx: RequestContext): Promise<void> {
+    const timeline = this.#timelines.get(message.timeline)
+    const lsn: Lsn = message.lsn === 0 ? LSN_MAX : message.lsn
+    const version = timeline.files.get(message.path, lsn)
+    if (version === undefined)
+      throw invalidError(
+        `there is no file ${message.path} at ${message.lsn === 0 ? 'any LSN' : `LSN ${lsn}`}`,
+        message.lsn,
+      )
+    const { totalBytes, mtimeMs, mode } = version
+    let offset = 0
+    if (totalBytes === 0) ctx.reply({ type: MessageType.FileData, offset, totalBytes, mtimeMs, mode })
+    for await (const piece of timeline.files.read(message.path, lsn)) {
+      await ctx.drain()
+      if (ctx.done) return
+      ctx.reply(
+        { type: MessageType.FileData, offset, totalBytes, mtimeMs, mode },
+        { bulk: piece, more: offset + piece.length < totalBytes },
+      )
+      offset += piece.length
+    }
+  }
+}

@@ -1,0 +1,248 @@
+/**
+ * One import: tablespaces and pages as of the LSN at which it began, until it ends or is given up.
+ *
+ * Pages are spooled to a file as they come, and each full spool is made an image layer by a worker while the next one
+ * fills: memory stays at the frames in flight. Layers are put into the store as they are finished, but no manifest names
+ * them before the import has ended; of one that never ends nothing remains after the next start.
+ */
+import { type FileHandle, open, unlink } from 'node:fs/promises'
+import { parseSpaceFlags } from '../../parser/space-flags.ts'
+import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
+import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../protocol/messages-import.ts'
+import { internalError, invalidError, toPalimpsestError } from '../shared/errors.ts'
+import type { CatalogueEvent } from './catalogue-codec.ts'
+import { saveCatalogue } from './catalogue-store.ts'
+import { type LayerEntry, layerEntry } from './manifest.ts'
+import type { Timeline } from './timeline.ts'
+
+const SPOOL_BYTES = 64 << 20
+/** Spools that wait for a worker; beyond that the sender waits. */
+const SPOOLS_IN_WORK_MAX = 2
+/** Level of image layers that come from an import; those of a compaction have a higher one. */
+export const IMPORT_IMAGE_LEVEL = 1
+
+interface Spool {
+  readonly path: string
+  readonly file: FileHandle
+  readonly pages: number[]
+  bytes: number
+}
+
+export class ImportSession {
+  readonly id: number
+  readonly timeline: Timeline
+  readonly startLsn: Lsn
+  readonly kind: ImportKind
+  /** By space id: flags. */
+  readonly #spaces = new Map<number, number>()
+  readonly #events: CatalogueEvent[] = []
+  readonly #layers: LayerEntry[] = []
+  #spool: Spool | undefined
+  readonly #inWork = new Set<Promise<void>>()
+  #failure: unknown
+  /** Requests are carried out in the order in which they came. */
+  #turn: Promise<unknown> = Promise.resolve()
+  pages = 0
+  lastUsedMs: number
+
+  constructor(id: number, timeline: Timeline, startLsn: Lsn, kind: ImportKind) {
+    this.id = id
+    this.timeline = timeline
+    this.startLsn = startLsn
+    this.kind = kind
+    this.lastUsedMs = timeline.env.nowMs()
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    this.lastUsedMs = this.timeline.env.nowMs()
+    const result = this.#turn.then(() => {
+      if (this.#failure !== undefined) throw this.#failure
+      return work()
+    })
+    this.#turn = result.catch(() => {})
+    return result
+  }
+
+  addSpace(message: ImportSpace): Promise<void> {
+    return this.#inTurn(async () => {
+      const { space, flags, pages, name, external } = message
+      let format: ReturnType<typeof parseSpaceFlags>
+      try {
+        format = parseSpaceFlags(flags)
+      } catch (error) {
+        throw invalidError(`tablespace ${space} (${name}): ${(error as Error).message}`)
+      }
+      const expected = this.timeline.manifest.current.innodbPageSize
+      if (format.logicalSize !== expected)
+        throw invalidError(
+          `tablespace ${space} (${name}) has pages of ${format.logicalSize} bytes, the timeline ${expected}`,
+        )
+      this.#spaces.set(space, flags)
+      this.#events.push({ kind: 'import', lsn: this.startLsn, space, name, external, flags, pages })
+    })
+  }
+
+  addPages(message: ImportPages, bulk: Uint8Array): Promise<void> {
+    return this.#inTurn(async () => {
+      const flags = this.#spaces.get(message.space)
+      if (flags === undefined)
+        throw invalidError(`pages of tablespace ${message.space}, which was not announced`)
+      const { physicalSize } = parseSpaceFlags(flags)
+      if (message.pageBytes !== physicalSize)
+        throw invalidError(
+          `pages of ${message.pageBytes} bytes for tablespace ${message.space}, whose pages have ${physicalSize}`,
+        )
+      const count = message.pages.length / 2
+      if (count === 0) return
+      let spool = this.#spool
+      if (spool === undefined) {
+        const path = this.timeline.scratchPath('import')
+        spool = { path, file: await open(path, 'wx'), pages: [], bytes: 0 }
+        this.#spool = spool
+      }
+      let written = 0
+      while (written < bulk.length)
+        written += (await spool.file.write(bulk, written, bulk.length - written, spool.bytes + written))
+          .bytesWritten
+      spool.bytes += bulk.length
+      for (let i = 0; i < count; i++)
+        spool.pages.push(message.space, message.pages[2 * i]!, flags, message.pages[2 * i + 1]!)
+      this.pages += count
+      if (spool.bytes >= SPOOL_BYTES) await this.#closeSpool([])
+    })
+  }
+
+  /** Has a worker make a layer of the spool; waits while too many are being made. */
+  async #closeSpool(events: readonly CatalogueEvent[]): Promise<void> {
+    const spool = this.#spool
+    this.#spool = undefined
+    await spool?.file.close()
+    if (spool === undefined && events.length === 0) return
+    while (this.#inWork.size >= SPOOLS_IN_WORK_MAX) await Promise.race(this.#inWork)
+    const work = this.#makeLayer(spool, events).catch(error => {
+      this.#failure ??= error
+    })
+    this.#inWork.add(work)
+    void work.then(() => this.#inWork.delete(work))
+  }
+
+  async #makeLayer(spool: Spool | undefined, events: readonly CatalogueEvent[]): Promise<void> {
+    const { timeline } = this
+    const { manifest, env } = timeline
+    const path = timeline.scratchPath('image')
+    const pages = Uint32Array.from(spool?.pages ?? [])
+    const summary = await env.background.run('importLayer', {
+      spool: spool?.path ?? '',
+      pages,
+      path,
+      timeline: timeline.id,
+      generation: manifest.current.generation,
+      lsn: this.startLsn,
+      events,
+    })
+    const key = manifest.layerKey('image', IMPORT_IMAGE_LEVEL, this.startLsn, this.startLsn)
+    if (!(await env.store.putFile(key, path))) throw internalError(`layer ${key} exists already`)
+    this.#layers.push(layerEntry(key, IMPORT_IMAGE_LEVEL, summary))
+  }
+
+  /** Makes the import part of the timeline; it is durable when this resolves. */
+  end(message: ImportEnd): Promise<void> {
+    return this.#inTurn(async () => {
+      const { timeline, startLsn } = this
+      const { readableFromLsn } = message
+      if (readableFromLsn < startLsn)
+        throw invalidError(`an import as of LSN ${startLsn} cannot be readable from LSN ${readableFromLsn}`)
+      const exist = new Set(message.spaces)
+      for (const { space, name } of timeline.catalogue.list(startLsn))
+        if (!exist.has(space) && !this.#spaces.has(space)) {
+          timeline.log.info({ space, name }, 'this tablespace is gone since the last import')
+          this.#events.push({ kind: 'gone', lsn: startLsn, space })
+        }
+      // The spaces go last: the layers of pages exist by then.
+      await this.#closeSpool(this.#events)
+      await Promise.all(this.#inWork)
+      if (this.#failure !== undefined) throw this.#failure
+      for (const event of this.#events) timeline.catalogue.apply(event)
+      // A snapshot of the catalogue that was saved meanwhile lacks these events, and its LSN may be above theirs.
+      await saveCatalogue(timeline.env.store, timeline.manifest, timeline.catalogue, timeline.durableLsn)
+      await timeline.manifest.update(current => {
+        const gaps = [...current.gaps]
+        if (gaps.length === 0) {
+          gaps.push({ from: current.startLsn, readableFrom: readableFromLsn })
+        } else {
+          const open = gaps.findIndex(gap => gap.readableFrom === LSN_MAX && gap.from <= startLsn)
+          if (open >= 0) gaps[open] = { from: gaps[open]!.from, readableFrom: readableFromLsn }
+        }
+        return { ...current, gaps, layers: [...current.layers, ...this.#layers] }
+      })
+      timeline.imported(startLsn)
+      timeline.log.info(
+        { startLsn, readableFromLsn, pages: this.pages, spaces: this.#spaces.size },
+        'import ended',
+      )
+    })
+  }
+
+  /** Gives the import up; what it stored is removed at the next start. */
+  async abort(): Promise<void> {
+    this.#failure ??= invalidError(`import ${this.id} was given up`)
+    await this.#turn.catch(() => {})
+    await Promise.all(this.#inWork)
+    const spool = this.#spool
+    this.#spool = undefined
+    if (spool === undefined) return
+    await spool.file.close()
+    await unlink(spool.path).catch(() => {})
+  }
+}
+
+/** The imports under way in a page server. */
+export class ImportSessions {
+  readonly #sessions = new Map<number, ImportSession>()
+  #nextId = 1
+
+  begin(timeline: Timeline, startLsn: Lsn, kind: ImportKind): ImportSession {
+    const { startLsn: first } = timeline.manifest.current
+    if (startLsn < first)
+      throw invalidError(`an import as of LSN ${startLsn} for a timeline whose redo begins at LSN ${first}`)
+    if (kind === 'full' && timeline.state === 'importing' && startLsn !== first)
+      throw invalidError(`the first import must be as of the LSN at which the timeline begins, ${first}`)
+    // Ids are not to be confused with those of the process before.
+    const id = (this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)
+    const session = new ImportSession(id, timeline, startLsn, kind)
+    this.#sessions.set(id, session)
+    return session
+  }
+
+  get(id: number): ImportSession {
+    const session = this.#sessions.get(id)
+    if (session === undefined)
+      throw invalidError(`there is no import ${id}; if the page server was restarted, begin the import again`)
+    return session
+  }
+
+  async end(message: ImportEnd): Promise<void> {
+    await this.get(message.session).end(message)
+    this.#sessions.delete(message.session)
+  }
+
+  /** Gives up imports that nobody has used for long. */
+  async expire(idleMs: number): Promise<void> {
+    for (const session of this.#sessions.values()) {
+      if (session.timeline.env.nowMs() - session.lastUsedMs < idleMs) continue
+      this.#sessions.delete(session.id)
+      session.timeline.log.warn({ session: session.id }, 'an import that nobody goes on with was given up')
+      await session
+        .abort()
+        .catch(error => session.timeline.log.warn({ err: toPalimpsestError(error) }, 'giving up'))
+    }
+  }
+
+  async abortAll(of?: Timeline): Promise<void> {
+    for (const session of [...this.#sessions.values()]) {
+      if (of !== undefined && session.timeline !== of) continue
+      this.#sessions.delete(session.id)
+      await session.abort()
+    }
+  }
+}

@@ -1,0 +1,123 @@
+/** Starts a page server: memory, workers, timelines, and its requests on a listener. */
+import { mkdir, rm } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import type { Address } from '../../protocol/dial.ts'
+import { invalidError } from '../shared/errors.ts'
+import type { Listener } from '../shared/listener.ts'
+import type { Log } from '../shared/log.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
+import { WorkerPool } from '../shared/worker-pool.ts'
+import { ArenaMemory, ArenaPool } from './arena.ts'
+import type { PageServerEnvironment, PageServerPool } from './environment.ts'
+import { planMemory } from './memory-plan.ts'
+import { loadNodeId } from './node-id.ts'
+import { PageCache } from './page-cache.ts'
+import { PageReader } from './page-reader.ts'
+import { PageService } from './page-service.ts'
+import { Timelines } from './timelines.ts'
+import type { PageServerWorkerData } from './worker.ts'
+
+const FLUSH_AGE_MS = 10 * 60_000
+const HOUSEKEEPING_MS = 5_000
+/** An import that nobody has gone on with for so long is given up. */
+const IMPORT_IDLE_MS = 30 * 60_000
+
+export interface PageServerOptions {
+  /** For files under construction, and this server's identity. The store is elsewhere. */
+  readonly dataDir: string
+  readonly store: ObjectStore
+  readonly safekeepers: readonly Address[]
+  readonly listener: Listener
+  readonly log: Log
+  /** Everything together; default 1 GiB. */
+  readonly memoryBytes?: number | undefined
+  /** Threads that index redo and make pages; default the number of cores. */
+  readonly workers?: number | undefined
+  readonly flushBytes?: number | undefined
+  readonly flushAgeMs?: number | undefined
+}
+
+export interface PageServer {
+  readonly timelines: Timelines
+  readonly env: PageServerEnvironment
+  close(): Promise<void>
+}
+
+export async function startPageServer(options: PageServerOptions): Promise<PageServer> {
+  const { dataDir, store, log } = options
+  const threads = options.workers ?? availableParallelism()
+  const plan = planMemory(options.memoryBytes ?? 1 << 30, threads)
+  if (options.safekeepers.length === 0) throw invalidError('a page server needs the address of a safekeeper')
+  const scratchDir = join(dataDir, 'scratch')
+  await rm(scratchDir, { recursive: true, force: true })
+  await mkdir(scratchDir, { recursive: true })
+  const consumer = await loadNodeId(dataDir)
+
+  const memory = ArenaMemory.allocate(plan.arenaBytesTotal, plan.arenaBytes)
+  const cache = new PageCache(plan.cacheBytes)
+  const workerData = (background: boolean): PageServerWorkerData => ({
+    arenas: memory.geometry,
+    cache: cache.region.buffer,
+    layerBytesMax: plan.layerBytesPerThread,
+    background,
+  })
+  const filename = new URL('./worker.ts', import.meta.url).href
+  const foreground: PageServerPool = new WorkerPool({
+    filename,
+    threads,
+    workerData: workerData(false),
+    heapMbMax: plan.heapMbPerThread,
+  })
+  const background: PageServerPool = new WorkerPool({
+    filename,
+    threads: plan.backgroundThreads,
+    concurrentTasksPerWorker: 1,
+    workerData: workerData(true),
+    heapMbMax: plan.heapMbPerThread,
+  })
+
+  let cacheSpaces = 0
+  const env: PageServerEnvironment = {
+    store,
+    scratchDir,
+    arenas: new ArenaPool(memory),
+    cache,
+    reader: new PageReader(cache, foreground),
+    foreground,
+    background,
+    safekeepers: options.safekeepers,
+    consumer,
+    log,
+    flushBytes: options.flushBytes ?? plan.flushBytes,
+    flushAgeMs: options.flushAgeMs ?? FLUSH_AGE_MS,
+    nextCacheSpace: () => cacheSpaces++,
+    arenasStarved: () => timelines.relieve(),
+    nowMs: () => performance.now(),
+  }
+  const timelines = new Timelines(env)
+  const service = new PageService(env, timelines)
+  try {
+    await timelines.open()
+  } catch (error) {
+    await Promise.all([foreground.close(), background.close()])
+    throw error
+  }
+  options.listener.addService(service)
+  const housekeeping = setInterval(() => {
+    timelines.freezeOld(env.flushAgeMs)
+    void service.imports.expire(IMPORT_IDLE_MS)
+  }, HOUSEKEEPING_MS)
+  housekeeping.unref()
+  log.info({ memory: plan, threads }, 'page server started')
+  return {
+    timelines,
+    env,
+    close: async () => {
+      clearInterval(housekeeping)
+      await service.imports.abortAll()
+      await timelines.close()
+      await Promise.all([foreground.close(), background.close()])
+    },
+  }
+}

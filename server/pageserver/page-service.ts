@@ -1,0 +1,310 @@
+/** The page server's side of the protocol: what each request means. */
+import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import {
+  type GetPages,
+  MessageType,
+  type PageHistory,
+  PageSections,
+  PageStatus,
+  Role,
+  type SpaceList,
+  type TimelineShow,
+} from '../../protocol/messages.ts'
+import { SPACE_NAME_BYTES_MAX } from '../../protocol/messages-page.ts'
+import type { TimelineSummary } from '../../protocol/messages-timeline.ts'
+import { invalidError } from '../shared/errors.ts'
+import type { Handlers, IncomingRequest, RequestContext, Service } from '../shared/listener.ts'
+import type { PageServerEnvironment } from './environment.ts'
+import { FileService } from './file-service.ts'
+import { IMPORT_IMAGE_LEVEL, ImportSessions } from './import-session.ts'
+import type { LayerSource } from './layer-files.ts'
+import type { ReadPages } from './page-reader.ts'
+import { lsnAtTime, timeAtLsn } from './time-queries.ts'
+import type { Timeline } from './timeline.ts'
+import type { Timelines } from './timelines.ts'
+
+/** Bytes of pages in one frame of an answer: large enough for full speed, small enough for others to get a word in. */
+const REPLY_BYTES = 1 << 20
+const HISTORY_LIMIT_MAX = 100_000
+const HISTORY_ENTRIES_PER_FRAME = 5000
+const SPACES_PER_FRAME = 1000
+
+export class PageService implements Service {
+  readonly role = Role.PAGESERVER
+  readonly imports = new ImportSessions()
+  readonly #env: PageServerEnvironment
+  readonly #timelines: Timelines
+  readonly handlers: Handlers
+
+  constructor(env: PageServerEnvironment, timelines: Timelines) {
+    this.#env = env
+    this.#timelines = timelines
+    const files = new FileService(timelines)
+    this.handlers = {
+      ...files.handlers,
+      [MessageType.GetPages]: (request, ctx) => this.#getPages(request, ctx),
+      [MessageType.PageHistory]: (request, ctx) => this.#pageHistory(request.message, ctx),
+      [MessageType.SpaceList]: (request, ctx) => this.#spaceList(request.message, ctx),
+      [MessageType.TimelineCreate]: async ({ message }, ctx) => {
+        await timelines.create(message)
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.TimelineList]: (_, ctx) => {
+        const all = [...timelines.all].map(summary)
+        ctx.reply({ type: MessageType.TimelineListReply, timelines: all })
+      },
+      [MessageType.TimelineShow]: ({ message }, ctx) => this.#timelineShow(message, ctx),
+      [MessageType.TimelineDelete]: async ({ message }, ctx) => {
+        const timeline = timelines.get(message.timeline)
+        await this.imports.abortAll(timeline)
+        await timelines.delete(message.timeline)
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.WaitLsn]: async ({ message }, ctx) => {
+        const timeline = timelines.get(message.timeline)
+        await timeline.waitForLsn(message.lsn, message.timeoutMs)
+        ctx.reply({ type: MessageType.WaitLsnReply, ingestedLsn: timeline.ingestedLsn })
+      },
+      [MessageType.Checkpoint]: async ({ message }, ctx) => {
+        const durableLsn = await timelines.get(message.timeline).checkpoint()
+        ctx.reply({ type: MessageType.CheckpointReply, durableLsn })
+      },
+      [MessageType.LsnAtTime]: async ({ message }, ctx) => {
+        const found = await lsnAtTime(timelines.get(message.timeline), message.timeUs)
+        ctx.reply({ type: MessageType.LsnTime, lsn: found.lsn, timeUs: found.timeUs })
+      },
+      [MessageType.TimeAtLsn]: async ({ message }, ctx) => {
+        const found = await timeAtLsn(timelines.get(message.timeline), message.lsn)
+        ctx.reply({ type: MessageType.LsnTime, lsn: found.lsn, timeUs: found.timeUs })
+      },
+      [MessageType.ImportBegin]: ({ message }, ctx) => {
+        const timeline = timelines.get(message.timeline)
+        const session = this.imports.begin(timeline, message.startLsn, message.kind)
+        ctx.reply({ type: MessageType.ImportBegun, session: session.id })
+      },
+      [MessageType.ImportSpace]: async ({ message }, ctx) => {
+        await this.imports.get(message.session).addSpace(message)
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.ImportPages]: async ({ message, bulk }, ctx) => {
+        await this.imports.get(message.session).addPages(message, bulk)
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.ImportEnd]: async ({ message }, ctx) => {
+        await this.imports.end(message)
+        ctx.reply({ type: MessageType.Ok })
+      },
+    }
+  }
+
+  /** The worker that makes a layer of imported pages verifies them. */
+  leaveBulkCheck(header: { readonly type: number }): boolean {
+    return header.type === MessageType.ImportPages
+  }
+
+  // GetPages.
+
+  #getPages(request: IncomingRequest<GetPages>, ctx: RequestContext): void | Promise<void> {
+    const { message } = request
+    const timeline = this.#timelines.get(message.timeline)
+    if (message.flags !== 0)
+      throw invalidError(`GetPages flags 0x${message.flags.toString(16)} are not known`)
+    const count = message.pages.length / 2
+    const perFrame = pagesPerFrame(timeline, ctx)
+    // Everything is there already: the usual case of a busy server, answered without giving up this turn.
+    if (count <= perFrame && message.notModifiedSinceLsn <= timeline.ingestedLsn) {
+      const lsn = timeline.readLsn(message.lsn)
+      const slots = this.#env.reader.readCached(timeline, lsn, message.pages, 0, count)
+      if (slots !== undefined) {
+        this.#replyPages(ctx, lsn, message.pages, 0, slots, undefined, false)
+        return
+      }
+    }
+    return this.#getPagesSlowly(message, timeline, perFrame, ctx)
+  }
+
+  async #getPagesSlowly(
+    message: GetPages,
+    timeline: Timeline,
+    perFrame: number,
+    ctx: RequestContext,
+  ): Promise<void> {
+    const { pages } = message
+    const { reader } = this.#env
+    await timeline.waitForLsn(message.notModifiedSinceLsn)
+    // One LSN for the whole answer, whatever is ingested meanwhile.
+    const lsn = timeline.readLsn(message.lsn)
+    const count = pages.length / 2
+    // One frame's pages are made while those of the frame before are sent.
+    let next = reader.read(timeline, lsn, pages, 0, Math.min(count, perFrame))
+    for (let from = 0; ; from += perFrame) {
+      const made: ReadPages = await next
+      const to = Math.min(count, from + perFrame)
+      const last = to >= count
+      if (!last && !ctx.done) {
+        next = reader.read(timeline, lsn, pages, to, Math.min(count, to + perFrame))
+        next.catch(() => {})
+      }
+      this.#replyPages(ctx, lsn, pages, from, made.slots, made.status, !last)
+      if (last) return
+      await ctx.drain()
+      if (ctx.done) {
+        const unused = await next.catch(() => undefined)
+        if (unused !== undefined) this.#unpin(unused.slots)
+        return
+      }
+    }
+  }
+
+  #unpin(slots: Int32Array): void {
+    for (const slot of slots) if (slot >= 0) this.#env.cache.unpin(slot)
+  }
+
+  /** Sends pinned slots from where they lie; they are unpinned when the kernel has them. */
+  #replyPages(
+    ctx: RequestContext,
+    lsn: Lsn,
+    pages: Uint32Array,
+    from: number,
+    slots: Int32Array,
+    status: Uint8Array | undefined,
+    more: boolean,
+  ): void {
+    const { cache } = this.#env
+    const count = slots.length
+    const sections = new PageSections(count)
+    const bulk: Uint8Array[] = []
+    for (let i = 0; i < count; i++) {
+      const space = pages[2 * (from + i)]!
+      const page = pages[2 * (from + i) + 1]!
+      const slot = slots[i]!
+      if (slot < 0) {
+        sections.set(i, space, page, (status?.[i] ?? PageStatus.CORRUPT) as PageStatus, 0 as Lsn, 0, 0, false)
+        continue
+      }
+      const bytes = cache.view(slot)
+      sections.set(
+        i,
+        space,
+        page,
+        PageStatus.OK,
+        cache.pageLsn(slot),
+        bytes.length,
+        cache.crc(slot),
+        cache.freed(slot),
+      )
+      bulk.push(bytes)
+    }
+    ctx.reply({ type: MessageType.Pages, lsn, sections }, { bulk, more, sent: () => this.#unpin(slots) })
+  }
+
+  // The rest.
+
+  async #pageHistory(message: PageHistory, ctx: RequestContext): Promise<void> {
+    const timeline = this.#timelines.get(message.timeline)
+    const toLsn = timeline.readLsn(message.toLsn)
+    const snapshot = timeline.snapshot(toLsn)
+    try {
+      const request = snapshot.request(message.space, message.page)
+      if (typeof request === 'number')
+        throw invalidError(
+          request === PageStatus.MISSING_SPACE
+            ? `there is no tablespace ${message.space} at LSN ${toLsn}`
+            : `tablespace ${message.space} has no page ${message.page} at LSN ${toLsn}`,
+        )
+      // Images that a compaction made are no changes.
+      const imports = new Set(
+        timeline.layers
+          .filter(layer => layer.kind === 'image' && layer.level === IMPORT_IMAGE_LEVEL)
+          .map(layer => timeline.source(layer).path),
+      )
+      const all = snapshot.layers as readonly LayerSource[]
+      const { entries, complete } = await this.#env.foreground.run('pageHistory', {
+        request: {
+          ...request,
+          layers: request.layers.filter(at => all[at]!.kind === 'delta' || imports.has(all[at]!.path)),
+        },
+        layers: all,
+        fromLsn: message.fromLsn,
+        toLsn,
+        limit: Math.min(message.limit, HISTORY_LIMIT_MAX),
+      })
+      for (let at = 0; ; at += HISTORY_ENTRIES_PER_FRAME) {
+        const part = entries.slice(at, at + HISTORY_ENTRIES_PER_FRAME)
+        const more = at + HISTORY_ENTRIES_PER_FRAME < entries.length
+        ctx.reply({ type: MessageType.PageHistoryReply, entries: part, complete }, { more })
+        if (!more || ctx.done) return
+        await ctx.drain()
+      }
+    } finally {
+      snapshot.release()
+    }
+  }
+
+  async #spaceList(message: SpaceList, ctx: RequestContext): Promise<void> {
+    const timeline = this.#timelines.get(message.timeline)
+    const lsn = timeline.readLsn(message.lsn)
+    const spaces = timeline.catalogue
+      .list(lsn)
+      .filter(state => state.flags !== undefined)
+      .map(state => ({
+        space: state.space,
+        flags: state.flags!,
+        pages: state.pages,
+        external: state.external,
+        name: state.name.slice(0, SPACE_NAME_BYTES_MAX),
+      }))
+    for (let at = 0; ; at += SPACES_PER_FRAME) {
+      const more = at + SPACES_PER_FRAME < spaces.length
+      ctx.reply(
+        { type: MessageType.SpaceListReply, lsn, spaces: spaces.slice(at, at + SPACES_PER_FRAME) },
+        { more },
+      )
+      if (!more || ctx.done) return
+      await ctx.drain()
+    }
+  }
+
+  #timelineShow(message: TimelineShow, ctx: RequestContext): void {
+    const timeline =
+      message.timeline === undefined
+        ? this.#timelines.byName(message.name)
+        : this.#timelines.get(message.timeline as TimelineId)
+    const { current } = timeline.manifest
+    const { layers } = current
+    ctx.reply({
+      type: MessageType.TimelineStatus,
+      summary: summary(timeline),
+      arenaBytes: timeline.arenaBytes,
+      deltaLayers: layers.filter(layer => layer.kind === 'delta').length,
+      imageLayers: layers.filter(layer => layer.kind === 'image').length,
+      layerBytes: layers.reduce((sum, layer) => sum + layer.bytes, 0),
+      spaces: timeline.catalogue.list(timeline.ingestedLsn).length,
+      files: timeline.files.list(timeline.ingestedLsn).length,
+      serverVersion: current.serverVersion,
+      lastError: timeline.lastError.slice(0, 1000).toWellFormed(),
+      // The first gap is that before the end of the first import, which readableFromLsn tells.
+      gaps: current.gaps.slice(1).map(gap => ({ fromLsn: gap.from, toLsn: gap.readableFrom })),
+    })
+  }
+}
+
+function pagesPerFrame(timeline: Timeline, ctx: RequestContext): number {
+  const { innodbPageSize } = timeline.manifest.current
+  return Math.max(1, Math.floor(Math.min(REPLY_BYTES, ctx.bulkBytesMax) / innodbPageSize))
+}
+
+export function summary(timeline: Timeline): TimelineSummary {
+  const { current } = timeline.manifest
+  return {
+    timeline: timeline.id,
+    name: current.name,
+    startLsn: current.startLsn,
+    readableFromLsn: timeline.readableFromLsn,
+    ingestedLsn: timeline.ingestedLsn,
+    durableLsn: timeline.durableLsn,
+    lastWallTimeUs: timeline.lastWallTimeUs,
+    innodbPageSize: current.innodbPageSize,
+    state: timeline.state,
+  }
+}

@@ -1,0 +1,181 @@
+/** The timelines of a page server: found in the store at start, created, looked up, deleted. */
+import type { TimelineId } from '../../protocol/ids.ts'
+import type { TimelineCreate } from '../../protocol/messages-timeline.ts'
+import { invalidError, type PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
+import { CapturedFiles } from './captured-files.ts'
+import { loadCatalogue } from './catalogue-store.ts'
+import { Compactor } from './compactor.ts'
+import { Catalogue } from './core/catalogue.ts'
+import { TimeMap } from './core/time-map.ts'
+import type { PageServerEnvironment } from './environment.ts'
+import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
+import { Timeline } from './timeline.ts'
+import { WalFollower } from './wal-follower.ts'
+
+/** One timeline and what works on it. */
+export interface TimelineHost {
+  readonly timeline: Timeline
+  readonly follower: WalFollower
+  readonly compactor: Compactor
+}
+
+export class Timelines {
+  readonly #env: PageServerEnvironment
+  readonly #hosts = new Map<TimelineId, TimelineHost>()
+  /** Timelines that could not be opened, and why: their requests are told. */
+  readonly #broken = new Map<TimelineId, PalimpsestError>()
+  /** Creations and deletions, one after the other. */
+  #changes: Promise<unknown> = Promise.resolve()
+
+  constructor(env: PageServerEnvironment) {
+    this.#env = env
+  }
+
+  /** Opens everything that the store holds. A timeline that cannot be opened does not keep the others from it. */
+  async open(): Promise<void> {
+    for (const id of await listTimelines(this.#env.store)) {
+      try {
+        const manifest = await ManifestStore.claim(this.#env.store, id)
+        if (manifest === undefined) continue
+        const removed = await manifest.removeOrphans()
+        if (removed.length > 0)
+          this.#env.log.info(
+            { timeline: id, objects: removed.length },
+            'removed objects of an interrupted write',
+          )
+        const catalogue = await loadCatalogue(this.#env.store, manifest.current, layer => this.#events(layer))
+        const files = await CapturedFiles.load(this.#env.store, manifest.current)
+        this.#host(new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files }))
+      } catch (error) {
+        const known = toPalimpsestError(error, `timeline ${id} could not be opened`)
+        this.#broken.set(id, known)
+        this.#env.log.error({ err: known, timeline: id }, 'a timeline could not be opened')
+      }
+    }
+  }
+
+  async #events(layer: LayerEntry) {
+    const path = this.#env.store.localPath(layer.key)
+    if (path === undefined) return []
+    return (await this.#env.background.run('layerExtras', { path })).events
+  }
+
+  #host(timeline: Timeline): void {
+    const follower = new WalFollower(timeline, {
+      safekeepers: this.#env.safekeepers,
+      consumer: this.#env.consumer,
+      log: timeline.log,
+    })
+    const compactor = new Compactor(timeline)
+    timeline.onDurable = () => void follower.trim()
+    timeline.onStopped = () => void follower.close()
+    timeline.onLayers = () => compactor.wake()
+    this.#hosts.set(timeline.id, { timeline, follower, compactor })
+    compactor.wake()
+  }
+
+  get all(): Iterable<Timeline> {
+    return [...this.#hosts.values()].map(host => host.timeline)
+  }
+
+  /** Throws `invalid` if there is none. */
+  get(id: TimelineId): Timeline {
+    const host = this.#hosts.get(id)
+    if (host !== undefined) return host.timeline
+    throw this.#broken.get(id) ?? invalidError(`there is no timeline ${id} on this page server`)
+  }
+
+  byName(name: string): Timeline {
+    for (const { timeline } of this.#hosts.values()) if (timeline.name === name) return timeline
+    throw invalidError(`there is no timeline named ${name} on this page server`)
+  }
+
+  /** Makes the timeline; the same request again changes nothing. */
+  create(request: TimelineCreate): Promise<void> {
+    return this.#inTurn(async () => {
+      const existing = this.#hosts.get(request.timeline)?.timeline
+      if (existing !== undefined) {
+        const { name, startLsn, innodbPageSize } = existing.manifest.current
+        if (
+          name === request.name &&
+          startLsn === request.startLsn &&
+          innodbPageSize === request.innodbPageSize
+        )
+          return
+        throw invalidError(
+          `timeline ${request.timeline} exists as ${name}, from LSN ${startLsn}, with pages of ${innodbPageSize} bytes`,
+        )
+      }
+      for (const timeline of this.all)
+        if (timeline.name === request.name)
+          throw invalidError(`there is a timeline named ${request.name} already: ${timeline.id}`)
+      const { timeline, name, innodbPageSize, serverVersion, startLsn } = request
+      const manifest = await ManifestStore.create(this.#env.store, {
+        timeline,
+        name,
+        innodbPageSize,
+        serverVersion,
+        startLsn,
+      })
+      const files = new CapturedFiles(this.#env.store, timeline)
+      const parts = { manifest, catalogue: new Catalogue(), times: new TimeMap(), files }
+      this.#host(new Timeline(this.#env, parts))
+      this.#env.log.info({ timeline, name, startLsn }, 'timeline created')
+    })
+  }
+
+  delete(id: TimelineId): Promise<void> {
+    return this.#inTurn(async () => {
+      const host = this.#hosts.get(id)
+      if (host === undefined) return
+      const { timeline } = host
+      this.#hosts.delete(id)
+      await host.follower.close()
+      await host.compactor.close()
+      await timeline.close(true)
+      await timeline.readersGone()
+      await timeline.manifest.deleteTimeline()
+      timeline.discard()
+      this.#env.log.info({ timeline: id, name: timeline.name }, 'timeline deleted')
+    })
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#changes.then(work, work)
+    this.#changes = result.catch(() => {})
+    return result
+  }
+
+  /** No arena is free: unless a layer is being written already, the fullest memtable is. */
+  relieve(): void {
+    let fullest: Timeline | undefined
+    for (const timeline of this.all) {
+      if (timeline.flushing) return
+      if (fullest === undefined || timeline.openBytes > fullest.openBytes) fullest = timeline
+    }
+    fullest?.freeze()
+  }
+
+  /** Writes out what has been in memory for long. */
+  freezeOld(ageMs: number): void {
+    for (const timeline of this.all) timeline.freezeIfOlder(ageMs)
+  }
+
+  /** Stops following and compacting, makes durable what is in memory, and lets the readers finish. */
+  async close(): Promise<void> {
+    await this.#changes
+    await Promise.all(
+      [...this.#hosts.values()].map(async ({ timeline, follower, compactor }) => {
+        await follower.close()
+        await compactor.close()
+        try {
+          // Not needed for safety, since the safekeeper keeps what is not durable, but the next start is quicker.
+          if (timeline.state !== 'stopped') await timeline.checkpoint()
+        } catch (error) {
+          timeline.log.warn({ err: error }, 'the last redo was not made durable; the safekeeper still has it')
+        }
+        await timeline.close()
+      }),
+    )
+  }
+}
