@@ -60,7 +60,8 @@ export class NaiveReplay {
 
   readonly #cursor = new RecordCursor()
   #redo: Uint8Array = new Uint8Array(0)
-  #firstLsn = 0
+  /** LSN at which the log file begins. */
+  firstLsn = 0
   #capacity = 0
 
   /** Loads every tablespace file below `datadir`, and the checkpoint of its ib_logfile0 if there is one. */
@@ -100,7 +101,7 @@ export class NaiveReplay {
     const view = new DataView(file.buffer, file.byteOffset, file.byteLength)
     if (view.getUint32(0) !== 0x50687973) throw new Error('not an ib_logfile0 of MariaDB 10.8 or newer')
     this.#redo = file
-    this.#firstLsn = toLsn(view.getBigUint64(8))
+    this.firstLsn = toLsn(view.getBigUint64(8))
     this.#capacity = file.length - LOG_START_OFFSET
     if (this.lsn === 0)
       for (const block of [0x1000, 0x2000]) {
@@ -151,7 +152,7 @@ export class NaiveReplay {
   /** The bytes of the mini-transaction at `lsn`, or undefined where the log ends. */
   #readMtr(lsn: number): Uint8Array | undefined {
     const at = (n: number): number => this.#redo[LOG_START_OFFSET + (n % this.#capacity)] ?? 0
-    const begin = lsn - this.#firstLsn
+    const begin = lsn - this.firstLsn
     let pos = begin
     for (;;) {
       const first = at(pos)
