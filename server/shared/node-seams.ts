@@ -1,0 +1,103 @@
+/** Time and disk as they are. */
+import { close, fdatasync, fstat, open, read, type WriteVResult, writev } from 'node:fs'
+import { access, mkdir, open as openHandle, readdir, readFile, rename, rm } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Clock, Disk, DiskFile } from './seams.ts'
+
+export const nodeClock: Clock = {
+  wallTimeUs: () => Math.round((performance.timeOrigin + performance.now()) * 1000),
+  monotonicMs: () => performance.now(),
+  sleep: ms => sleep(ms),
+}
+
+/** Buffers of one writev(2): the kernel's limit is 1024. */
+const BUFFERS_PER_WRITE_MAX = 512
+const FLAGS = { create: 'wx+', write: 'r+', read: 'r' } as const
+
+/** The callback interface: its fdatasync is a fifth faster than that of fs/promises. */
+class NodeDiskFile implements DiskFile {
+  private readonly fd: number
+
+  constructor(fd: number) {
+    this.fd = fd
+  }
+
+  async write(buffers: readonly Uint8Array[], position: number): Promise<void> {
+    let rest = buffers.filter(buffer => buffer.length > 0)
+    while (rest.length > 0) {
+      let written = await this.writeSome(rest.slice(0, BUFFERS_PER_WRITE_MAX), position)
+      position += written
+      let whole = 0
+      while (whole < rest.length && written >= rest[whole]!.length) written -= rest[whole++]!.length
+      rest = rest.slice(whole)
+      if (written > 0) rest[0] = rest[0]!.subarray(written)
+    }
+  }
+
+  private writeSome(buffers: readonly Uint8Array[], position: number): Promise<WriteVResult['bytesWritten']> {
+    return new Promise((resolve, reject) => {
+      writev(this.fd, buffers, position, (error, bytes) => (error === null ? resolve(bytes) : reject(error)))
+    })
+  }
+
+  async read(target: Uint8Array, position: number): Promise<number> {
+    let at = 0
+    while (at < target.length) {
+      const bytes = await new Promise<number>((resolve, reject) => {
+        read(this.fd, target, at, target.length - at, position + at, (error, n) =>
+          error === null ? resolve(n) : reject(error),
+        )
+      })
+      if (bytes === 0) break
+      at += bytes
+    }
+    return at
+  }
+
+  datasync(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      fdatasync(this.fd, error => (error === null ? resolve() : reject(error)))
+    })
+  }
+
+  size(): Promise<number> {
+    return new Promise((resolve, reject) => {
+      fstat(this.fd, (error, stats) => (error === null ? resolve(stats.size) : reject(error)))
+    })
+  }
+
+  close(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      close(this.fd, error => (error ? reject(error) : resolve()))
+    })
+  }
+}
+
+export const nodeDisk: Disk = {
+  open: (path, how) =>
+    new Promise((resolve, reject) => {
+      open(path, FLAGS[how], 0o640, (error, fd) =>
+        error === null ? resolve(new NodeDiskFile(fd)) : reject(error),
+      )
+    }),
+  readFile: path => readFile(path),
+  list: dir => readdir(dir),
+  makeDir: async dir => {
+    await mkdir(dir, { recursive: true, mode: 0o750 })
+  },
+  exists: path =>
+    access(path).then(
+      () => true,
+      () => false,
+    ),
+  rename: (from, to) => rename(from, to),
+  remove: path => rm(path, { recursive: true, force: true }),
+  syncDir: async dir => {
+    const handle = await openHandle(dir, 'r')
+    try {
+      await handle.sync()
+    } finally {
+      await handle.close()
+    }
+  },
+}
