@@ -19,10 +19,12 @@
  * threads of one process, in its byte order (every platform of Node's that we run on is little-endian, which the sorting
  * relies on); it is not stored.
  */
+import { Crc32cOfBuffer } from '../protocol/crc32c.ts'
 import type { Lsn } from '../protocol/ids.ts'
 import { CorruptRedoError } from './corrupt-redo-error.ts'
-import { describeScanResult, MtrScanner, ScanResult } from './mtr-scanner.ts'
-import { RecordCursor, RecordType } from './record-decoder.ts'
+import { EntryFlag, EntryTable, PlainMtrScan } from './entry-table.ts'
+import { describeScanResult, MTR_TRAILER_BYTES, MtrScanner, ScanResult } from './mtr-scanner.ts'
+import { PAGE_BYTES_MAX, RecordCursor, RecordType } from './record-decoder.ts'
 import { collectSpaceEvents, mayHoldSpaceEvent, type SpaceEvent } from './space-events.ts'
 
 export const CHUNK_INDEX_HEADER_WORDS = 4
@@ -36,12 +38,7 @@ export const PageFlag = {
   HAS_INIT: 1,
 } as const
 
-export const EntryFlag = {
-  /** The entry begins with INIT_PAGE: it needs no older version of the page. */
-  INIT_PAGE: 1,
-  /** The entry begins with FREE_PAGE: the page has no defined content from here on. */
-  FREE_PAGE: 2,
-} as const
+export { EntryFlag }
 
 /** The largest chunk. Every entry has 3 bytes or more, so this also bounds the indexer's memory. */
 export const CHUNK_BYTES_MAX = 64 << 20
@@ -80,12 +77,9 @@ export class ChunkIndexer {
   readonly #cursor: RecordCursor
   readonly #seed: number
 
-  /** Per entry, in the order of the log. */
-  #entryOffset = new Uint32Array(4096)
-  #entryLength = new Uint32Array(4096)
-  #entryLsn = new Uint32Array(4096)
-  #entryFlags = new Uint8Array(4096)
-  #entryPage = new Uint32Array(4096)
+  readonly #crc = new Crc32cOfBuffer()
+  readonly #entries = new EntryTable()
+  readonly #plain: PlainMtrScan
   /** Per page, in the order of first appearance: page number low, space high, so that sorting the 64 bits sorts pages. */
   #pageKeys = new BigUint64Array(1024)
   #pageKeyWords = new Uint32Array(this.#pageKeys.buffer)
@@ -99,7 +93,9 @@ export class ChunkIndexer {
   #pageCount = 0
 
   constructor(options: ChunkIndexOptions = {}) {
-    this.#cursor = new RecordCursor(options.pageBytesMax)
+    const pageBytesMax = options.pageBytesMax ?? PAGE_BYTES_MAX
+    this.#cursor = new RecordCursor(pageBytesMax)
+    this.#plain = new PlainMtrScan(this.#entries, pageBytesMax)
     this.#seed = (options.hashSeed ?? 0x9e3779b9) | 0
   }
 
@@ -123,65 +119,34 @@ export class ChunkIndexer {
     this.#slots.fill(0)
     this.#pageCount = 0
     const events: SpaceEvent[] = []
-    const cursor = this.#cursor
-    const scanner = this.#scanner
+    const table = this.#entries
+    const plain = this.#plain
+    table.count = 0
+    this.#crc.bind(buf)
     let mtrs = 0
     let records = 0
-    let entries = 0
     let at = start
     while (at < end) {
-      const found = scanner.scan(buf, at, end, begin, null)
-      if (found !== ScanResult.COMPLETE)
-        throw new CorruptRedoError(describeScanResult(found), at, (begin + (at - start)) as Lsn)
-      const lsnRelative = scanner.mtrEnd - start
-      const firstEntry = entries
-      // Where the entry under construction began, or -1, and for which page.
-      let open = -1
-      let openSpace = -1
-      let openPage = -1
-      cursor.reset(buf, at, scanner.recordsEnd)
-      try {
-        while (cursor.next()) {
-          records++
-          if (cursor.samePage && (cursor.page !== 0 || cursor.type !== RecordType.WRITE)) continue
-          if (mayHoldSpaceEvent(cursor)) {
-            collectSpaceEvents(cursor, buf, (begin + lsnRelative) as Lsn, events)
-            if (cursor.type !== RecordType.WRITE) {
-              // A file record or TRIM_PAGES: not a change of a page.
-              if (open >= 0) this.#entryLength[entries - 1] = cursor.recordStart - open
-              open = -1
-              openSpace = -1
-              continue
-            }
-          }
-          if (cursor.samePage) continue
-          const type = cursor.type
-          if (cursor.page === openPage && cursor.space === openSpace && type > RecordType.INIT_PAGE) continue
-          if (open >= 0) this.#entryLength[entries - 1] = cursor.recordStart - open
-          open = cursor.recordStart
-          openSpace = cursor.space
-          openPage = cursor.page
-          if (entries === this.#entryOffset.length) this.#growEntries()
-          this.#entryOffset[entries] = open - base
-          this.#entryFlags[entries] =
-            type === RecordType.INIT_PAGE
-              ? EntryFlag.INIT_PAGE
-              : type === RecordType.FREE_PAGE
-                ? EntryFlag.FREE_PAGE
-                : 0
-          this.#entryPage[entries] = this.#pageOrdinal(openSpace, openPage)
-          entries++
-        }
-      } catch (error) {
-        if (error instanceof CorruptRedoError) throw error.withLsn((begin + (at - start)) as Lsn)
-        throw error
+      const firstEntry = table.count
+      const terminator = plain.scan(buf, at, end)
+      let next = terminator + MTR_TRAILER_BYTES
+      if (terminator >= 0 && next <= end && this.#crc.sum(at, terminator) === u32(buf, terminator + 1)) {
+        records += plain.records
+      } else {
+        // Not plain, or wrong: the thorough way finds out.
+        table.count = firstEntry
+        records += this.#indexThoroughly(buf, at, end, (begin + (at - start)) as Lsn, events)
+        next = this.#scanner.mtrEnd
       }
-      if (open >= 0) this.#entryLength[entries - 1] = scanner.recordsEnd - open
-      for (let e = firstEntry; e < entries; e++) this.#entryLsn[e] = lsnRelative
+      for (let e = firstEntry; e < table.count; e++) {
+        table.lsn[e] = next - start
+        table.ordinal[e] = this.#pageOrdinal(table.space[e]!, table.page[e]!)
+      }
       mtrs++
-      at = scanner.mtrEnd
+      at = next
     }
 
+    const entries = table.count
     const pages = this.#pageCount
     const words =
       CHUNK_INDEX_HEADER_WORDS + pages * CHUNK_INDEX_WORDS_PER_PAGE + entries * CHUNK_INDEX_WORDS_PER_ENTRY
@@ -191,8 +156,61 @@ export class ChunkIndexer {
     region[2] = mtrs
     region[3] = records
     this.#writePages(region, pages)
-    this.#writeEntries(region, pages, entries)
+    this.#writeEntries(region, pages, entries, base)
     return { status: 'ok', words, mtrs, records, entries, pages, events }
+  }
+
+  /**
+   * The mini-transaction at `buf[at]`, record by record with every check; appends its entries and events and returns the
+   * number of its records. Afterwards `#scanner` knows where it ends. `begin` is the LSN where it begins.
+   */
+  #indexThoroughly(buf: Uint8Array, at: number, end: number, begin: Lsn, events: SpaceEvent[]): number {
+    const scanner = this.#scanner
+    const cursor = this.#cursor
+    const table = this.#entries
+    const found = scanner.scan(buf, at, end, begin, null)
+    if (found !== ScanResult.COMPLETE) throw new CorruptRedoError(describeScanResult(found), at, begin)
+    const lsn = (begin + (scanner.mtrEnd - at)) as Lsn
+    let records = 0
+    // Whether an entry is under construction, and for which page.
+    let open = false
+    let openSpace = 0
+    let openPage = 0
+    cursor.reset(buf, at, scanner.recordsEnd)
+    try {
+      while (cursor.next()) {
+        records++
+        const type = cursor.type
+        if (mayHoldSpaceEvent(cursor)) {
+          collectSpaceEvents(cursor, buf, lsn, events)
+          if (type !== RecordType.WRITE) {
+            // A file record or TRIM_PAGES: not a change of a page.
+            if (open) table.end[table.count - 1] = cursor.recordStart
+            open = false
+            continue
+          }
+        }
+        if (cursor.samePage) continue
+        if (open && cursor.page === openPage && cursor.space === openSpace && type > RecordType.INIT_PAGE)
+          continue
+        if (open) table.end[table.count - 1] = cursor.recordStart
+        open = true
+        openSpace = cursor.space
+        openPage = cursor.page
+        const flags =
+          type === RecordType.INIT_PAGE
+            ? EntryFlag.INIT_PAGE
+            : type === RecordType.FREE_PAGE
+              ? EntryFlag.FREE_PAGE
+              : 0
+        table.add(cursor.recordStart, openSpace, openPage, flags)
+      }
+    } catch (error) {
+      if (error instanceof CorruptRedoError) throw error.withLsn(begin)
+      throw error
+    }
+    if (open) table.end[table.count - 1] = scanner.recordsEnd
+    return records
   }
 
   /** The ordinal of a page, new or known. */
@@ -254,18 +272,20 @@ export class ChunkIndexer {
     }
   }
 
-  #writeEntries(region: Uint32Array, pages: number, entries: number): void {
+  #writeEntries(region: Uint32Array, pages: number, entries: number, base: number): void {
     const offsets = CHUNK_INDEX_HEADER_WORDS + CHUNK_INDEX_WORDS_PER_PAGE * pages
     const lengths = offsets + entries
     const lsns = lengths + entries
     const flags = lsns + entries
     const next = this.#pageNext
+    const { start, end, lsn, ordinal, flags: entryFlags } = this.#entries
     for (let e = 0; e < entries; e++) {
-      const to = next[this.#entryPage[e]!]!++
-      region[offsets + to] = this.#entryOffset[e]!
-      region[lengths + to] = this.#entryLength[e]!
-      region[lsns + to] = this.#entryLsn[e]!
-      region[flags + to] = this.#entryFlags[e]!
+      const to = next[ordinal[e]!]!++
+      const from = start[e]!
+      region[offsets + to] = from - base
+      region[lengths + to] = end[e]! - from
+      region[lsns + to] = lsn[e]!
+      region[flags + to] = entryFlags[e]!
     }
     let firstAt = CHUNK_INDEX_HEADER_WORDS + 2 * pages
     let countAt = firstAt + pages
@@ -287,15 +307,6 @@ export class ChunkIndexer {
       region[flagsAt++] = init === NO_ENTRY ? 0 : PageFlag.HAS_INIT
       region[initAt++] = init
     }
-  }
-
-  #growEntries(): void {
-    const size = 2 * this.#entryOffset.length
-    this.#entryOffset = grown(this.#entryOffset, new Uint32Array(size))
-    this.#entryLength = grown(this.#entryLength, new Uint32Array(size))
-    this.#entryLsn = grown(this.#entryLsn, new Uint32Array(size))
-    this.#entryPage = grown(this.#entryPage, new Uint32Array(size))
-    this.#entryFlags = grown(this.#entryFlags, new Uint8Array(size))
   }
 
   #growPages(): void {
@@ -321,7 +332,11 @@ export class ChunkIndexer {
   }
 }
 
-function grown<T extends Uint32Array | Uint8Array | BigUint64Array>(from: T, to: T): T {
+function u32(buf: Uint8Array, at: number): number {
+  return ((buf[at]! << 24) | (buf[at + 1]! << 16) | (buf[at + 2]! << 8) | buf[at + 3]!) >>> 0
+}
+
+function grown<T extends Uint32Array | BigUint64Array>(from: T, to: T): T {
   // The two are of one kind, which TypeScript cannot tell.
   ;(to as Uint32Array).set(from as Uint32Array)
   return to

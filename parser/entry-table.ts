@@ -1,0 +1,213 @@
+/**
+ * The entries of a chunk in the order of the log, and the quick way to find them in one mini-transaction.
+ *
+ * `scanPlainMtr` does in one loop over local variables what `RecordCursor` does record by record, for the records that
+ * make up nearly all of a log. It accepts only what is plainly right. At anything else (file records, TRIM_PAGES, size
+ * and flags in page 0, and whatever looks wrong) it gives up on the mini-transaction without a verdict,
+ * and the caller takes the way through the cursor, which is the law. So this file can be slow-witted but must never be
+ * lenient: test/fuzz/redo-fuzz.ts holds the two against each other.
+ */
+import { decodeVarint, ExtendedSubtype, MTR_BYTES_MAX, RecordType, varintBytes } from './record-decoder.ts'
+import { FSP_FLAGS_OFFSET, FSP_SIZE_OFFSET } from './space-events.ts'
+
+export const EntryFlag = {
+  /** The entry begins with INIT_PAGE: it needs no older version of the page. */
+  INIT_PAGE: 1,
+  /** The entry begins with FREE_PAGE: the page has no defined content from here on. */
+  FREE_PAGE: 2,
+} as const
+
+/** A structure of arrays that grows; `count` entries are in use. */
+export class EntryTable {
+  count = 0
+  capacity = 4096
+  /** Position of the first record. */
+  start = new Uint32Array(4096)
+  /** Position after the last record. */
+  end = new Uint32Array(4096)
+  space = new Uint32Array(4096)
+  page = new Uint32Array(4096)
+  flags = new Uint8Array(4096)
+  /** For whoever fills the table: end of the mini-transaction, ordinal of the page. */
+  lsn = new Uint32Array(4096)
+  ordinal = new Uint32Array(4096)
+
+  grow(): void {
+    this.capacity *= 2
+    const widen = (from: Uint32Array) => {
+      const to = new Uint32Array(this.capacity)
+      to.set(from)
+      return to
+    }
+    this.start = widen(this.start)
+    this.end = widen(this.end)
+    this.space = widen(this.space)
+    this.page = widen(this.page)
+    this.lsn = widen(this.lsn)
+    this.ordinal = widen(this.ordinal)
+    const flags = new Uint8Array(this.capacity)
+    flags.set(this.flags)
+    this.flags = flags
+  }
+
+  /** Appends an entry whose end is to be set when it is known. */
+  add(start: number, space: number, page: number, flags: number): void {
+    if (this.count === this.capacity) this.grow()
+    const e = this.count++
+    this.start[e] = start
+    this.space[e] = space
+    this.page[e] = page
+    this.flags[e] = flags
+  }
+}
+
+const FIL_PAGE_TYPE = 24
+const FIRST_WRITABLE_OFFSET = 8
+
+export class PlainMtrScan {
+  /** Records of the mini-transaction that `scan` accepted last. */
+  records = 0
+  readonly #table: EntryTable
+  readonly #pageBytesMax: number
+
+  constructor(table: EntryTable, pageBytesMax: number) {
+    this.#table = table
+    this.#pageBytesMax = pageBytesMax
+  }
+
+  /**
+   * Appends the entries of the mini-transaction that begins at `buf[start]` to the table and returns the position of its
+   * terminator; or -1, with the table as it was, where this way is too simple. Looks at nothing from `end` on. The
+   * checksum is for the caller, who takes the entries back (`table.count`) if it is wrong.
+   */
+  scan(buf: Uint8Array, start: number, end: number): number {
+    const table = this.#table
+    const before = table.count
+    const terminator = this.#scan(buf, start, Math.min(end, start + MTR_BYTES_MAX))
+    if (terminator < 0) table.count = before
+    return terminator
+  }
+
+  #scan(buf: Uint8Array, start: number, limit: number): number {
+    const table = this.#table
+    const pageBytesMax = this.#pageBytesMax
+    let records = 0
+    let pos = start
+    // The page of the entry under construction; last: as RecordCursor's #lastOffset, -1 after FREE_PAGE.
+    let open = false
+    let space = 0
+    let page = 0
+    let last = 0
+    for (;;) {
+      if (pos >= limit) return -1
+      const recordStart = pos
+      const first = buf[pos++]!
+      if (first <= 1) break
+      let recordEnd = pos + (first & 0x0f)
+      if (recordEnd === pos) {
+        if (pos + 3 > limit) return -1
+        const b = buf[pos]!
+        if (b < 0x80) {
+          recordEnd = pos + 15 + b
+          pos++
+        } else if (b < 0xc0) {
+          recordEnd = pos + 15 + 128 + (((b & 0x3f) << 8) | buf[pos + 1]!)
+          pos += 2
+        } else return -1
+      }
+      // Two bytes at least must follow a page id, so that no look below goes beyond the chunk.
+      if (recordEnd > limit || recordEnd - recordStart > pageBytesMax) return -1
+      const type = first & 0x70
+      if (first >= 0x80) {
+        if (!open || type <= RecordType.INIT_PAGE) return -1
+      } else {
+        last = 0
+        let nextSpace = buf[pos]!
+        if (nextSpace < 0x80) pos++
+        else {
+          const bytes = varintBytes(nextSpace)
+          if (bytes > 5 || pos + bytes >= recordEnd) return -1
+          nextSpace = decodeVarint(buf, pos)
+          if (nextSpace < 0) return -1
+          pos += bytes
+        }
+        if (pos >= recordEnd) return -1
+        let nextPage = buf[pos]!
+        if (nextPage < 0x80) pos++
+        else {
+          const bytes = varintBytes(nextPage)
+          if (bytes > 5 || pos + bytes > recordEnd) return -1
+          nextPage = decodeVarint(buf, pos)
+          if (nextPage < 0) return -1
+          pos += bytes
+        }
+        if (!open || nextPage !== page || nextSpace !== space || type <= RecordType.INIT_PAGE) {
+          if (open) table.end[table.count - 1] = recordStart
+          const flags =
+            type === RecordType.INIT_PAGE
+              ? EntryFlag.INIT_PAGE
+              : type === RecordType.FREE_PAGE
+                ? EntryFlag.FREE_PAGE
+                : 0
+          table.add(recordStart, nextSpace, nextPage, flags)
+          open = true
+          space = nextSpace
+          page = nextPage
+        }
+      }
+
+      if (type === RecordType.EXTENDED) {
+        if (pos >= recordEnd || last < 0 || buf[pos]! >= ExtendedSubtype.TRIM_PAGES) return -1
+        last = FIL_PAGE_TYPE
+      } else if (type === RecordType.WRITE || type === RecordType.MEMSET || type === RecordType.MEMMOVE) {
+        if (pos >= recordEnd || last < 0) return -1
+        let offset = buf[pos++]!
+        if (offset >= 0x80) {
+          if (offset >= 0xc0 || pos >= recordEnd) return -1
+          offset = 128 + (((offset & 0x3f) << 8) | buf[pos++]!)
+        }
+        offset += last
+        if (pos >= recordEnd || offset < FIRST_WRITABLE_OFFSET) return -1
+        let length: number
+        if (type === RecordType.WRITE) {
+          length = recordEnd - pos
+          // A tablespace's size or flags: an event.
+          if (page === 0 && offset <= FSP_FLAGS_OFFSET && offset + length >= FSP_SIZE_OFFSET + 4) return -1
+        } else {
+          length = buf[pos++]!
+          if (length >= 0x80) {
+            if (length >= 0xc0 || pos >= recordEnd) return -1
+            length = 128 + (((length & 0x3f) << 8) | buf[pos++]!)
+          }
+          if (pos >= recordEnd) return -1
+          if (type === RecordType.MEMSET) {
+            if (recordEnd - pos > length) return -1
+          } else {
+            let code = buf[pos++]!
+            if (code >= 0x80) {
+              if (code >= 0xc0 || pos >= recordEnd) return -1
+              code = 128 + (((code & 0x3f) << 8) | buf[pos++]!)
+            }
+            if (pos !== recordEnd) return -1
+            const source = code & 1 ? offset - (code >>> 1) - 1 : offset + (code >>> 1) + 1
+            if (source < FIRST_WRITABLE_OFFSET || source + length > pageBytesMax) return -1
+          }
+        }
+        last = offset + length
+        if (offset >= pageBytesMax || last > pageBytesMax) return -1
+      } else if (type === RecordType.INIT_PAGE) {
+        if (pos !== recordEnd) return -1
+        last = FIL_PAGE_TYPE
+      } else if (type === RecordType.FREE_PAGE) {
+        if (pos !== recordEnd) return -1
+        last = -1
+      } else if (type !== RecordType.OPTION) return -1
+      records++
+      pos = recordEnd
+    }
+    if (!open) return -1
+    table.end[table.count - 1] = pos - 1
+    this.records = records
+    return pos - 1
+  }
+}
