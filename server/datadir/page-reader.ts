@@ -106,6 +106,18 @@ export class SpaceReader {
     return bytes.length === this.space.format.physicalSize ? bytes : undefined
   }
 
+  /** Pages as they stand in the files, unchecked; fewer where the file ends. */
+  async readRawRange(firstPage: number, pages: number): Promise<Uint8Array> {
+    const pieces: Uint8Array[] = []
+    for (let at = firstPage; at < firstPage + pages; ) {
+      const piece = await this.#readRaw(at, firstPage + pages - at)
+      if (piece.length === 0) break
+      pieces.push(piece)
+      at += piece.length / this.space.format.physicalSize
+    }
+    return pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces)
+  }
+
   /** Why the page as read is not right; undefined if it is. */
   #fault(bytes: Uint8Array, page: number): string | undefined {
     const check = verifyPage(bytes, this.space.format)

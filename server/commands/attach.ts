@@ -1,0 +1,113 @@
+/** `palimpsest attach`: import a running (or stopped) server's datadir, and follow its redo. */
+import type { Command } from 'commander'
+import { checkTimelineName } from '../../protocol/ids.ts'
+import { type AttachOptions, type AttachResult, attach } from '../attach/attach.ts'
+import { Progress, progressMode } from '../shared/progress.ts'
+import { addClientOptions, type ClientOptions, UsageError } from './common.ts'
+
+interface Options extends ClientOptions {
+  datadir: string
+  timeline: string
+  socket?: string
+  once: boolean
+  include: string[]
+  exclude: string[]
+}
+
+const collect = (value: string, all: string[]): string[] => [...all, value]
+
+export function registerAttach(program: Command): void {
+  addClientOptions(
+    program
+      .command('attach')
+      .description(
+        "import a MariaDB server's datadir while it runs, then follow its redo log and its other files",
+      )
+      .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read')
+      .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+      .option('--once', 'stop when caught up with the end of the log', false)
+      .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
+      .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
+      .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect, []),
+  )
+    .addHelpText(
+      'after',
+      `
+The datadir is read, never written to; run this as a user that may read it. The server needs no change and
+no restart. If the timeline exists already, the agent goes on where it stopped. Where the server's log has
+meanwhile overwritten redo that was not read, the pages that changed are imported again; the LSNs in between
+cannot be read then. Without --once it runs until SIGTERM or SIGINT.
+
+Globs match paths relative to the datadir, for example 'mydb/*.MYD'.
+
+Examples:
+  palimpsest attach --datadir /var/lib/mysql --timeline prod
+  palimpsest attach --datadir /var/lib/mysql --timeline prod --once --json`,
+    )
+    .action(async (options: Options) => {
+      const stop = new AbortController()
+      const onSignal = (): void => stop.abort(new Error('stopped by signal'))
+      process.on('SIGTERM', onSignal)
+      process.on('SIGINT', onSignal)
+      try {
+        const result = await runAttach(options, stop.signal)
+        printAttachResult(result, options.json)
+      } catch (error) {
+        if (!stop.signal.aborted) throw error
+        throw new Error('stopped before the import was complete; run the same command again to go on', {
+          cause: error,
+        })
+      } finally {
+        process.off('SIGTERM', onSignal)
+        process.off('SIGINT', onSignal)
+      }
+    })
+}
+
+async function runAttach(options: Options, signal: AbortSignal): Promise<AttachResult> {
+  checkTimeline(options.timeline)
+  if (options.socket !== undefined) {
+    const { checkServer } = await import('../attach/server-check.ts')
+    await checkServer(options.socket, options.datadir)
+  }
+  return await withProgress(options.json, progress =>
+    attach({
+      datadir: options.datadir,
+      timeline: options.timeline,
+      connect: options.connect,
+      once: options.once,
+      live: true,
+      rules: { include: options.include, exclude: options.exclude },
+      signal,
+      progress,
+    } satisfies AttachOptions),
+  )
+}
+
+export function checkTimeline(name: string): void {
+  if (/^[0-9a-f]{32}$/.test(name)) return
+  try {
+    checkTimelineName(name)
+  } catch (error) {
+    throw new UsageError((error as Error).message)
+  }
+}
+
+export async function withProgress<T>(json: boolean, work: (progress: Progress) => Promise<T>): Promise<T> {
+  const progress = new Progress({ mode: progressMode(json) })
+  try {
+    return await work(progress)
+  } finally {
+    progress.close()
+  }
+}
+
+export function printAttachResult(result: AttachResult, json: boolean): void {
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ event: 'done', ...result })}\n`)
+    return
+  }
+  console.log(
+    `timeline ${result.name} (${result.timeline}) holds everything up to LSN ${result.endLsn}; readable from LSN ${result.readableFromLsn}`,
+  )
+}

@@ -1,0 +1,78 @@
+/** `palimpsest export`: a datadir as it was, on which a stock mariadbd starts. */
+import type { Command } from 'commander'
+import type { Lsn } from '../../protocol/ids.ts'
+import { Role } from '../../protocol/messages.ts'
+import { type ExportResult, exportDatadir } from '../datadir/export.ts'
+import { humanBytes } from '../shared/progress.ts'
+import { withProgress } from './attach.ts'
+import {
+  addClientOptions,
+  type ClientOptions,
+  findTimeline,
+  formatTime,
+  lsnArgument,
+  timeArgument,
+  UsageError,
+  withConnection,
+} from './common.ts'
+
+interface Options extends ClientOptions {
+  timeline: string
+  lsn?: Lsn
+  time?: number
+  out: string
+}
+
+export function registerExport(program: Command): void {
+  addClientOptions(
+    program
+      .command('export')
+      .description('write a datadir as it was at an LSN or a time; a stock mariadbd starts on it')
+      .requiredOption('--timeline <NAME>', 'timeline to read, by name or id')
+      .option('--lsn <N>', 'as of this LSN', lsnArgument)
+      .option('--time <ISO>', 'as of this time, e.g. 2026-11-21T14:30:00Z', timeArgument)
+      .requiredOption('--out <DIR>', 'where to write; must be empty or not exist'),
+  )
+    .addHelpText(
+      'after',
+      `
+Without --lsn and --time: the newest state. The server that is started on the result rolls back what was not
+committed at that LSN. The files belong to whoever runs this command: give them to the server's user
+(chown -R mysql: DIR) before starting it. An export that was interrupted has no ib_logfile0, and no server
+starts on it.
+
+Examples:
+  palimpsest export --timeline prod --time "2026-11-21 14:30:00" --out /restore/data
+  mariadbd --datadir=/restore/data --socket=/tmp/restore.sock --skip-networking`,
+    )
+    .action(async (options: Options) => {
+      if (options.lsn !== undefined && options.time !== undefined)
+        throw new UsageError('give --lsn or --time, not both')
+      const result = await withConnection(options, Role.PAGESERVER, async pageServer => {
+        const status = await findTimeline(pageServer, options.timeline)
+        return await withProgress(options.json, progress =>
+          exportDatadir({
+            pageServer,
+            status,
+            moment: { lsn: options.lsn, timeUs: options.time },
+            out: options.out,
+            progress,
+          }),
+        )
+      })
+      printResult(result, options.json)
+    })
+}
+
+function printResult(result: ExportResult, json: boolean): void {
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ event: 'done', ...result })}\n`)
+    return
+  }
+  for (const warning of result.warnings) console.error(`warning: ${warning}`)
+  const seen = result.sampleTimeUs ? `, written by ${formatTime(result.sampleTimeUs)}` : ''
+  console.log(
+    `exported LSN ${result.lsn}${seen} to ${result.out}: ${result.spaces} tablespaces, ${result.files} files, ${humanBytes(result.bytes)}`,
+  )
+  console.log(`start it with: mariadbd ${[`--datadir=${result.out}`, ...result.serverOptions].join(' ')}`)
+}

@@ -1,0 +1,47 @@
+/** `palimpsest import`: a cold datadir, and the redo of a log file beyond it. */
+import type { Command } from 'commander'
+import { attach } from '../attach/attach.ts'
+import { checkTimeline, printAttachResult, withProgress } from './attach.ts'
+import { addClientOptions, type ClientOptions } from './common.ts'
+
+interface Options extends ClientOptions {
+  datadir: string
+  timeline: string
+  redo?: string
+}
+
+export function registerImport(program: Command): void {
+  addClientOptions(
+    program
+      .command('import')
+      .description('import the datadir of a server that is not running, or a copy of one')
+      .requiredOption('--datadir <DIR>', 'the datadir; it is only read')
+      .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+      .option('--redo <FILE>', "an ib_logfile0 with redo beyond the datadir's own checkpoint"),
+  )
+    .addHelpText(
+      'after',
+      `
+The datadir's own ib_logfile0 tells the checkpoint from which on redo is needed. The redo is read from that
+file, or from FILE: a copy of the server's ib_logfile0 taken later, which must reach back to the checkpoint.
+FILE may be sparse, and cut after its last record.
+
+Example:
+  palimpsest import --datadir /backup/data --timeline prod --redo /backup/ib_logfile0`,
+    )
+    .action(async (options: Options) => {
+      checkTimeline(options.timeline)
+      const result = await withProgress(options.json, progress =>
+        attach({
+          datadir: options.datadir,
+          timeline: options.timeline,
+          connect: options.connect,
+          once: true,
+          live: false,
+          redoFile: options.redo,
+          progress,
+        }),
+      )
+      printAttachResult(result, options.json)
+    })
+}

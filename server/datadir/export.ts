@@ -1,0 +1,340 @@
+/**
+ * Writes a datadir as it was at an LSN, on which a stock mariadbd starts: every tablespace, the captured files, and a
+ * made-up ib_logfile0 that begins at that LSN. The server finds no redo to apply and rolls back what was in flight.
+ *
+ * ib_logfile0 comes last and under its name only when all else is on disk, and mariadbd does not start without it: an
+ * export that was interrupted cannot be mistaken for a whole one.
+ */
+import { mkdir, open, readdir, rename, rm, utimes } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
+import { LOG_START_OFFSET, makeLogFileHead } from '../../parser/log-file.ts'
+import { compressPage } from '../../parser/page-compression.ts'
+import { isZeroPage, stampChecksum } from '../../parser/page-format.ts'
+import { checkSpaceFileName } from '../../parser/space-events.ts'
+import { parseSpaceFlags, type SpaceFormat } from '../../parser/space-flags.ts'
+import { checkRelativePath } from '../../protocol/codec.ts'
+import type { Connection } from '../../protocol/connection.ts'
+import type { Lsn } from '../../protocol/ids.ts'
+import { type FileItem, MessageType, type SpaceItem, type TimelineStatus } from '../../protocol/messages.ts'
+import { corruptError } from '../shared/errors.ts'
+import type { Progress } from '../shared/progress.ts'
+import { listFiles, listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
+import { DatadirError, explainSystemError } from './errors.ts'
+import { fetchPages } from './page-fetcher.ts'
+import { systemFiles } from './scan.ts'
+
+export interface ExportOptions {
+  readonly pageServer: Connection
+  readonly status: TimelineStatus
+  readonly moment: Moment
+  /** Must not exist, or be an empty directory. */
+  readonly out: string
+  readonly progress: Progress
+  readonly signal?: AbortSignal | undefined
+}
+
+export interface ExportResult {
+  readonly out: string
+  readonly lsn: Lsn
+  readonly sampleTimeUs: number | undefined
+  readonly spaces: number
+  readonly files: number
+  readonly pages: number
+  readonly bytes: number
+  /** What mariadbd must be told to start on it, beside --datadir. */
+  readonly serverOptions: readonly string[]
+  readonly warnings: readonly string[]
+}
+
+/** innodb_log_file_size's default; with it, the server does not begin by making another one. */
+const LOG_FILE_BYTES = 96 << 20
+const LOG_CREATOR = 'Backup Palimpsest'
+const WRITE_BYTES = 4 << 20
+const DIRECTORY_MODE = 0o700
+const FILE_MODE = 0o660
+
+/** @throws PalimpsestError, DatadirError; what was written is removed then */
+export async function exportDatadir(options: ExportOptions): Promise<ExportResult> {
+  const { pageServer, status, progress } = options
+  const out = resolve(options.out)
+  const { lsn, sampleTimeUs } = await resolveMoment(pageServer, status, options.moment)
+  const existed = await claimDirectory(out)
+  try {
+    const spaces = await listSpaces(pageServer, status, lsn)
+    const files = await listFiles(pageServer, status, lsn)
+    const writer = new DatadirWriter(options, out, lsn)
+    const total =
+      spaces.reduce((sum, s) => sum + s.pages * parseSpaceFlags(s.flags).physicalSize, 0) +
+      files.reduce((sum, f) => sum + f.totalBytes, 0)
+    progress.message(
+      `exporting LSN ${lsn} of timeline ${status.summary.name}: ${spaces.length} tablespaces, ${files.length} other files`,
+      { lsn, spaces: spaces.length, files: files.length },
+    )
+    const task = await progress.task('export', total)
+    writer.onProgress = bytes => task.update(bytes)
+    if (!spaces.some(space => space.space === 0))
+      throw corruptError(`timeline ${status.summary.name} has no system tablespace at LSN ${lsn}`, lsn)
+    for (const space of spaces) await writer.writeSpace(space)
+    for (const file of files) await writer.writeFile(file)
+    await writer.writeLog()
+    task.finish()
+    const serverOptions: string[] = []
+    if (status.summary.innodbPageSize !== 16384)
+      serverOptions.push(`--innodb-page-size=${status.summary.innodbPageSize}`)
+    if (writer.dataFilePath) serverOptions.push(`--innodb-data-file-path=${writer.dataFilePath}`)
+    return {
+      out,
+      lsn,
+      sampleTimeUs,
+      spaces: spaces.length,
+      files: files.length,
+      pages: writer.pages,
+      bytes: writer.bytes,
+      serverOptions,
+      warnings: writer.warnings,
+    }
+  } catch (error) {
+    await removeContents(out, existed)
+    throw error
+  }
+}
+
+/** @returns whether the directory was there already */
+async function claimDirectory(out: string): Promise<boolean> {
+  try {
+    if ((await readdir(out)).length > 0)
+      throw new DatadirError(out, 'is not empty; give a directory that does not exist yet, or an empty one')
+    return true
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw explainSystemError(out, error)
+  }
+  try {
+    await mkdir(out, { recursive: true, mode: DIRECTORY_MODE })
+  } catch (error) {
+    throw explainSystemError(out, error)
+  }
+  return false
+}
+
+async function removeContents(out: string, keepDirectory: boolean): Promise<void> {
+  if (!keepDirectory) {
+    await rm(out, { recursive: true, force: true })
+    return
+  }
+  for (const name of await readdir(out)) await rm(join(out, name), { recursive: true, force: true })
+}
+
+class DatadirWriter {
+  readonly #options: ExportOptions
+  readonly #out: string
+  readonly #lsn: Lsn
+  readonly #directories = new Set<string>()
+  readonly #taken = new Set<string>()
+  readonly warnings: string[] = []
+  onProgress: (bytes: number) => void = () => {}
+  pages = 0
+  bytes = 0
+  #done = 0
+  dataFilePath: string | undefined
+
+  constructor(options: ExportOptions, out: string, lsn: Lsn) {
+    this.#options = options
+    this.#out = out
+    this.#lsn = lsn
+    this.#directories.add(out)
+  }
+
+  async #directory(path: string): Promise<void> {
+    const directory = dirname(path)
+    if (this.#directories.has(directory)) return
+    await mkdir(directory, { recursive: true, mode: DIRECTORY_MODE })
+    this.#directories.add(directory)
+  }
+
+  /** Names come from a server's log and from the network: nothing may leave the directory, or be written twice. */
+  #place(relative: string): string {
+    checkRelativePath(relative)
+    if (this.#taken.has(relative))
+      throw corruptError(`two files of the timeline have the name ${relative} at LSN ${this.#lsn}`)
+    this.#taken.add(relative)
+    return join(this.#out, relative)
+  }
+
+  async writeSpace(space: SpaceItem): Promise<void> {
+    const format = parseSpaceFlags(space.flags)
+    if (space.space === 0) {
+      await this.#writeSystem(space, format)
+      return
+    }
+    await this.#writePages(this.#place(this.#spacePath(space)), space, format, 0, space.pages)
+  }
+
+  /** Tables with DATA DIRECTORY come to lie in the datadir like all others. */
+  #spacePath(space: SpaceItem): string {
+    if (/^undo\d{3}$/.test(space.name)) return space.name
+    const name = Buffer.from(space.name)
+    const checked = checkSpaceFileName(name, 0, name.length)
+    if (typeof checked === 'string')
+      throw corruptError(`tablespace ${space.space} has ${checked}: "${space.name}"`)
+    if (!checked.external) return checked.name
+    const inside = checked.name.split('/').slice(-2).join('/')
+    this.warnings.push(
+      `${checked.name} (DATA DIRECTORY) was written to ${inside}; before starting a server on the machine where the original lies, make sure that it cannot open that one`,
+    )
+    return inside
+  }
+
+  async #writeSystem(space: SpaceItem, format: SpaceFormat): Promise<void> {
+    const files = systemFiles(space.name)
+    let first = 0
+    const described: string[] = []
+    for (const file of files) {
+      const pages = file.pages ?? space.pages - first
+      if (pages <= 0) break
+      await this.#writePages(this.#place(file.name), space, format, first, first + pages)
+      described.push(`${file.name}:${(pages * format.physicalSize) / 1024}K`)
+      first += pages
+    }
+    if (described.length > 1) this.dataFilePath = `${described.join(';')}:autoextend`
+  }
+
+  async #writePages(
+    path: string,
+    space: SpaceItem,
+    format: SpaceFormat,
+    from: number,
+    to: number,
+  ): Promise<void> {
+    await this.#directory(path)
+    const size = format.physicalSize
+    const file = await open(path, 'wx', FILE_MODE)
+    try {
+      await file.truncate((to - from) * size)
+      let run: Uint8Array[] = []
+      let runStart = 0
+      let runBytes = 0
+      const flush = async (): Promise<void> => {
+        if (runBytes > 0) await writeAll(file, run, runStart)
+        this.bytes += runBytes
+        run = []
+        runBytes = 0
+      }
+      const source = {
+        pageServer: this.#options.pageServer,
+        timeline: this.#options.status.summary.timeline,
+        lsn: this.#lsn,
+      }
+      for await (const batch of fetchPages(source, space.space, size, range(from, to))) {
+        this.#options.signal?.throwIfAborted()
+        for (const { page, bytes, freed } of batch) {
+          // Blank and free pages become holes.
+          if (!bytes || freed || isZeroPage(bytes, size)) continue
+          if (bytes.length !== size)
+            throw corruptError(
+              `page ${page} of tablespace ${space.space} has ${bytes.length} bytes instead of ${size}`,
+            )
+          let written = bytes
+          let length = size
+          if (format.pageCompressed) ({ bytes: written, length } = compressPage(bytes, format, space.name))
+          else stampChecksum(bytes, format)
+          const at = (page - from) * size
+          if (runBytes === 0 || at !== runStart + runBytes || runBytes >= WRITE_BYTES) {
+            await flush()
+            runStart = at
+          }
+          run.push(length < size ? written.subarray(0, length) : written)
+          runBytes += length
+          this.pages++
+        }
+        await flush()
+        this.#done += batch.length * size
+        this.onProgress(this.#done)
+      }
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+  }
+
+  async writeFile(item: FileItem): Promise<void> {
+    const path = this.#place(item.path)
+    await this.#directory(path)
+    const file = await open(path, 'wx', FILE_MODE)
+    try {
+      let at = 0
+      for await (const { bulk } of this.#options.pageServer.stream({
+        type: MessageType.FileGet,
+        timeline: this.#options.status.summary.timeline,
+        lsn: this.#lsn,
+        path: item.path,
+      })) {
+        this.#options.signal?.throwIfAborted()
+        await writeAll(file, [bulk], at)
+        at += bulk.length
+      }
+      if (at !== item.totalBytes)
+        throw corruptError(`${item.path} came with ${at} bytes instead of ${item.totalBytes}`)
+      this.#done += at
+      this.bytes += at
+      this.onProgress(this.#done)
+      if (item.mode & 0o600) await file.chmod(item.mode & 0o777)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    await utimes(path, item.mtimeMs / 1000, item.mtimeMs / 1000)
+  }
+
+  /** Last of all: with this file the datadir is whole. */
+  async writeLog(): Promise<void> {
+    for (const directory of this.#directories) await syncDirectory(directory)
+    const path = this.#place('ib_logfile0')
+    const temporary = `${path}.incomplete`
+    const file = await open(temporary, 'wx', FILE_MODE)
+    try {
+      await file.truncate(LOG_FILE_BYTES)
+      await writeAll(file, [makeLogFileHead(this.#lsn, LOG_CREATOR)], 0)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    await rename(temporary, path)
+    await syncDirectory(this.#out)
+    await syncDirectory(dirname(this.#out))
+    this.bytes += LOG_START_OFFSET
+  }
+}
+
+function* range(from: number, to: number): Generator<number> {
+  for (let page = from; page < to; page++) yield page
+}
+
+async function writeAll(
+  file: import('node:fs/promises').FileHandle,
+  pieces: readonly Uint8Array[],
+  position: number,
+): Promise<void> {
+  let at = position
+  // The kernel takes at most 1024 pieces at a time.
+  for (let i = 0; i < pieces.length; i += 1024) {
+    const part = pieces.slice(i, i + 1024)
+    const bytes = part.reduce((sum, piece) => sum + piece.length, 0)
+    const { bytesWritten } = await file.writev(part, at)
+    if (bytesWritten < bytes) {
+      const rest = Buffer.concat(part).subarray(bytesWritten)
+      let done = 0
+      while (done < rest.length)
+        done += (await file.write(rest, done, rest.length - done, at + bytesWritten + done)).bytesWritten
+    }
+    at += bytes
+  }
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r')
+  try {
+    await directory.sync()
+  } finally {
+    await directory.close()
+  }
+}
