@@ -1,5 +1,6 @@
 /** An object store in memory for tests: the same contract, and failures on demand. */
-import { readFileSync, unlinkSync } from 'node:fs'
+import { existsSync, readFileSync, unlinkSync } from 'node:fs'
+import { internalError } from '../../server/shared/errors.ts'
 import {
   checkObjectKey,
   checkObjectPrefix,
@@ -23,6 +24,7 @@ export class MemoryObjectStore implements ObjectStore {
   }
 
   async putFile(key: string, localPath: string): Promise<boolean> {
+    if (!existsSync(localPath)) throw internalError(`${localPath} does not exist`)
     const created = await this.putIfAbsent(key, readFileSync(localPath))
     if (created) unlinkSync(localPath)
     return created

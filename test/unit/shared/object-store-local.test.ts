@@ -1,0 +1,65 @@
+import { existsSync, mkdirSync, readdirSync, utimesSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { LocalObjectStore } from '../../../server/shared/object-store-local.ts'
+import { objectStoreContract } from '../../contract/object-store.ts'
+import { MemoryObjectStore } from '../../support/memory-object-store.ts'
+
+objectStoreContract('directory', async t => LocalObjectStore.open(join(t.testdir(), 'store')))
+objectStoreContract('memory (the stand-in that other tests use)', async () => new MemoryObjectStore())
+
+t.test('a crash at any step leaves the whole object or none, and the put can be repeated', async t => {
+  for (const by of ['bytes', 'file'] as const)
+    for (const step of ['write', 'sync', 'link', 'sync-directory', 'unlink'] as const) {
+      const dir = t.testdir()
+      let armed = true
+      const dying = await LocalObjectStore.open(join(dir, 'store'), {
+        failpoint: at => {
+          if (armed && at === step) throw new Error(`died at ${step}`)
+        },
+      })
+      const local = join(dir, 'local')
+      writeFileSync(local, 'whole')
+      const put = (store: LocalObjectStore) =>
+        by === 'bytes' ? store.putIfAbsent('x/y', Buffer.from('whole')) : store.putFile('x/y', local)
+      const reached = by === 'bytes' ? step !== 'unlink' : step !== 'write'
+      if (reached) await t.rejects(put(dying), /died at/, `${by}, ${step}`)
+      else await put(dying)
+      armed = false
+      const after = await LocalObjectStore.open(join(dir, 'store'))
+      const found = (await after.get('x/y'))?.toString()
+      t.ok(found === undefined || found === 'whole', `${by}, ${step}: ${found}`)
+      if (found === undefined) t.equal(await put(after), true)
+      t.equal((await after.get('x/y'))?.toString(), 'whole')
+      t.same(
+        (await after.list('')).map(object => object.key),
+        ['x/y'],
+      )
+    }
+})
+
+t.test('scratch files that belong to nobody are removed, those of other processes are not', async t => {
+  const dir = join(t.testdir(), 'store')
+  mkdirSync(join(dir, '.tmp'), { recursive: true })
+  writeFileSync(join(dir, '.tmp', 'old'), 'x')
+  writeFileSync(join(dir, '.tmp', 'young'), 'x')
+  const twoHoursAgo = Date.now() / 1000 - 7200
+  utimesSync(join(dir, '.tmp', 'old'), twoHoursAgo, twoHoursAgo)
+  const store = await LocalObjectStore.open(dir)
+  t.same(readdirSync(join(dir, '.tmp')), ['young'])
+  await store.putIfAbsent('k', Buffer.from('v'))
+  t.same(readdirSync(join(dir, '.tmp')), ['young'])
+  t.same(
+    (await store.list('')).map(object => object.key),
+    ['k'],
+  )
+})
+
+t.test('a store that cannot be opened says which and why', async t => {
+  const file = join(t.testdir({ file: 'not a directory' }), 'file')
+  await t.rejects(
+    LocalObjectStore.open(join(file, 'store')),
+    new RegExp(`object store .*${'store'} cannot be opened`),
+  )
+  t.notOk(existsSync(join(file, 'store')))
+})
