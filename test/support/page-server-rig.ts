@@ -1,0 +1,277 @@
+/** A page server with a log keeper in memory, in a directory of its own, and the golden logs to feed it with. */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { LOG_START_OFFSET, parseLogFileHead } from '../../parser/log-file.ts'
+import { MtrScanner, ScanResult } from '../../parser/mtr-scanner.ts'
+import { FSP_SIZE, read4 } from '../../parser/page-format.ts'
+import { Connection } from '../../protocol/connection.ts'
+import { crc32c } from '../../protocol/crc32c.ts'
+import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import {
+  type GetPages,
+  type ImportBegin,
+  type ImportEnd,
+  type ImportPages,
+  type ImportSpace,
+  MessageType,
+  PageStatus,
+  type TimelineCreate,
+  type TimelineShow,
+  type TimelineStatus,
+  type WaitLsn,
+} from '../../protocol/messages.ts'
+import { type PageServer, startPageServer } from '../../server/pageserver/index.ts'
+import { Listener } from '../../server/shared/listener.ts'
+import { createLog, silentLog } from '../../server/shared/log.ts'
+import { LocalObjectStore } from '../../server/shared/object-store-local.ts'
+import { readTarZst } from './fixture-tar.ts'
+import { NaiveReplay } from './naive-replay.ts'
+import { loadGoldenLog, type PageSizeName } from './redo-fixtures.ts'
+import { WalSource } from './wal-source.ts'
+
+export const TIMELINE = '0123456789abcdef0123456789abcdef' as TimelineId
+
+const INNODB_PAGE_SIZES = { '4k': 4096, '16k': 16384, '64k': 65536 } as const
+const fixtures = new URL('../fixtures/golden/', import.meta.url)
+
+/** Redo that never wrapped: the byte at LSN x is `bytes[x - begin]`. */
+export interface GoldenLog {
+  readonly bytes: Uint8Array
+  readonly begin: number
+  /** End of the last whole mini-transaction. */
+  readonly end: number
+  readonly pageSize: number
+}
+
+export function goldenLog(size: PageSizeName): GoldenLog {
+  const file = loadGoldenLog(size)
+  const begin = parseLogFileHead(file.slice(0, LOG_START_OFFSET)).firstLsn
+  const bytes = file.subarray(LOG_START_OFFSET)
+  const scanner = new MtrScanner()
+  let at = 0
+  while (scanner.scan(bytes, at, bytes.length, (begin + at) as Lsn, null) === ScanResult.COMPLETE)
+    at = scanner.mtrEnd
+  return { bytes, begin, end: begin + at, pageSize: INNODB_PAGE_SIZES[size] }
+}
+
+/** An oracle at the beginning of a golden log. */
+export function goldenReplay(size: PageSizeName): NaiveReplay {
+  const replay = new NaiveReplay()
+  for (const [name, content] of readTarZst(fileURLToPath(new URL(`zoo-${size}.base.tar.zst`, fixtures))))
+    replay.addFile(name.replace(/^\.\//, ''), content)
+  replay.useRedo(loadGoldenLog(size))
+  return replay
+}
+
+/** A small generator of repeatable numbers in [0, 1). */
+export function seeded(seed: number): () => number {
+  let state = seed | 0
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let t = Math.imul(state ^ (state >>> 15), 1 | state)
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
+  }
+}
+
+/** Cuts redo at mini-transactions into chunks of about the sizes that `size` gives. */
+export function* chunksOf(log: GoldenLog, size: () => number): Generator<Uint8Array> {
+  const { bytes, begin } = log
+  const stop = log.end - begin
+  const scanner = new MtrScanner()
+  for (let at = 0; at < stop; ) {
+    const want = at + Math.max(1, size())
+    let to = at
+    while (to < want && to < stop) {
+      if (scanner.scan(bytes, to, stop, (begin + to) as Lsn, null) !== ScanResult.COMPLETE)
+        throw new Error(`no mini-transaction at LSN ${begin + to}`)
+      to = scanner.mtrEnd
+    }
+    yield bytes.subarray(at, to)
+    at = to
+  }
+}
+
+export interface RigOptions {
+  readonly memoryBytes?: number
+  readonly flushBytes?: number
+  readonly workers?: number
+}
+
+export class Rig {
+  readonly dir = mkdtempSync(join(tmpdir(), 'palimpsest-'))
+  readonly wal = new WalSource()
+  readonly #options: RigOptions
+  #walListener: Listener | undefined
+  #listener: Listener | undefined
+  server: PageServer | undefined
+  connection!: Connection
+
+  constructor(options: RigOptions = {}) {
+    this.#options = options
+  }
+
+  async start(): Promise<void> {
+    const log = process.env['RIG_LOG'] ? createLog({ name: 'rig', level: process.env['RIG_LOG'] }) : silentLog
+    if (this.#walListener === undefined) {
+      this.#walListener = new Listener({ host: '127.0.0.1', port: 0, log, services: [this.wal] })
+      await this.#walListener.listen()
+    }
+    this.#listener = new Listener({ host: '127.0.0.1', port: 0, log })
+    await this.#listener.listen()
+    this.server = await startPageServer({
+      dataDir: join(this.dir, 'pageserver'),
+      store: await LocalObjectStore.open(join(this.dir, 'store')),
+      safekeepers: [{ host: '127.0.0.1', port: this.#walListener.port }],
+      listener: this.#listener,
+      log,
+      memoryBytes: this.#options.memoryBytes ?? 512 << 20,
+      workers: this.#options.workers ?? 2,
+      flushBytes: this.#options.flushBytes,
+    })
+    this.connection = await Connection.connect({ host: '127.0.0.1', port: this.#listener.port })
+  }
+
+  async stop(): Promise<void> {
+    this.connection.close()
+    await this.#listener?.close()
+    await this.server?.close()
+    this.server = undefined
+  }
+
+  async destroy(): Promise<void> {
+    if (this.server !== undefined) await this.stop()
+    await this.#walListener?.close()
+    rmSync(this.dir, { recursive: true, force: true })
+  }
+
+  async create(startLsn: number, innodbPageSize: number, name = 'zoo'): Promise<void> {
+    this.wal.create(TIMELINE, startLsn)
+    const request: TimelineCreate = {
+      type: MessageType.TimelineCreate,
+      timeline: TIMELINE,
+      startLsn: startLsn as Lsn,
+      innodbPageSize,
+      name,
+      serverVersion: '10.11.18-MariaDB',
+    }
+    await this.connection.request(request)
+  }
+
+  /** Imports everything that the oracle holds, as of where it stands. */
+  async import(
+    replay: NaiveReplay,
+    readableFromLsn: number,
+    kind: 'full' | 'partial' = 'full',
+  ): Promise<void> {
+    const begin: ImportBegin = {
+      type: MessageType.ImportBegin,
+      timeline: TIMELINE,
+      startLsn: replay.lsn,
+      kind,
+    }
+    const { session } = (await this.connection.request(begin)).message
+    for (const space of replay.spaces.values()) {
+      const format = space.format!
+      const numbers = [...space.pages.keys()].sort((a, b) => a - b)
+      const announce: ImportSpace = {
+        type: MessageType.ImportSpace,
+        session,
+        space: space.id,
+        flags: format.flags,
+        // The oracle leaves zero pages out; the file has them.
+        pages: Math.max(numbers[numbers.length - 1]! + 1, read4(space.pages.get(0)!, FSP_SIZE)),
+        external: false,
+        name: space.name,
+      }
+      await this.connection.request(announce)
+      for (let at = 0; at < numbers.length; at += 32) {
+        const pages = numbers.slice(at, at + 32)
+        const bulk = pages.map(page => replay.writtenPage(space.id, page))
+        const message: ImportPages = {
+          type: MessageType.ImportPages,
+          session,
+          space: space.id,
+          pageBytes: format.physicalSize,
+          pages: Uint32Array.from(pages.flatMap((page, i) => [page, crc32c(bulk[i]!, 0, bulk[i]!.length)])),
+        }
+        await this.connection.request(message, { bulk })
+      }
+    }
+    const end: ImportEnd = {
+      type: MessageType.ImportEnd,
+      session,
+      readableFromLsn: readableFromLsn as Lsn,
+      spaces: Uint32Array.from(replay.spaces.keys()),
+    }
+    await this.connection.request(end)
+  }
+
+  async waitFor(lsn: number, timeoutMs = 60_000): Promise<void> {
+    const request: WaitLsn = { type: MessageType.WaitLsn, timeline: TIMELINE, lsn: lsn as Lsn, timeoutMs }
+    await this.connection.request(request, { deadlineMs: timeoutMs + 5000 })
+  }
+
+  async checkpoint(): Promise<void> {
+    await this.connection.request(
+      { type: MessageType.Checkpoint, timeline: TIMELINE },
+      { deadlineMs: 60_000 },
+    )
+  }
+
+  async show(): Promise<TimelineStatus> {
+    const request: TimelineShow = { type: MessageType.TimelineShow, timeline: TIMELINE, name: '' }
+    return (await this.connection.request(request)).message
+  }
+
+  /** Pages by pairs of space and page number; undefined where the status is not OK. */
+  async pages(lsn: number, ids: readonly (readonly [number, number])[]): Promise<(Buffer | undefined)[]> {
+    const request: GetPages = {
+      type: MessageType.GetPages,
+      timeline: TIMELINE,
+      lsn: lsn as Lsn,
+      notModifiedSinceLsn: lsn as Lsn,
+      flags: 0,
+      pages: Uint32Array.from(ids.flat()),
+    }
+    const out: (Buffer | undefined)[] = []
+    for (const { message, bulk } of await this.connection.requestAll(request, { deadlineMs: 120_000 })) {
+      let at = 0
+      for (let i = 0; i < message.sections.count; i++) {
+        if (message.sections.status(i) !== PageStatus.OK) {
+          out.push(undefined)
+          continue
+        }
+        const bytes = message.sections.bytes(i)
+        out.push(Buffer.from(bulk.subarray(at, at + bytes)))
+        at += bytes
+      }
+    }
+    return out
+  }
+
+  /** Compares every page of the oracle at its LSN; the differences as text. */
+  async compare(replay: NaiveReplay): Promise<{ compared: number; differences: string[] }> {
+    const differences: string[] = []
+    let compared = 0
+    for (const space of replay.spaces.values()) {
+      if (space.format === undefined) continue
+      const ids = [...space.pages.keys()].map(page => [space.id, page] as const)
+      const got = await this.pages(replay.lsn, ids)
+      for (let i = 0; i < ids.length; i++) {
+        compared++
+        const want = replay.writtenPage(space.id, ids[i]![1])
+        const page = got[i]
+        if (page?.equals(want)) continue
+        let at = 0
+        while (page !== undefined && page[at] === want[at]) at++
+        differences.push(
+          `page ${ids[i]!.join(':')} of ${space.name} at LSN ${replay.lsn}: ${page === undefined ? 'no page' : `differs at byte ${at}`}`,
+        )
+      }
+    }
+    return { compared, differences }
+  }
+}
