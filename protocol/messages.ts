@@ -56,7 +56,7 @@ export interface Replies {
 export type Request = Replies[keyof Replies][0]
 export type ReplyMessage = Replies[keyof Replies][1]
 /** The answer's type for a request's. */
-export type ReplyOf<R extends Request> = Extract<Replies[keyof Replies], [R, unknown]>[1]
+export type ReplyOf<R extends Request> = Extract<Replies[keyof Replies], [{ type: R['type'] }, unknown]>[1]
 export type Message =
   | Request
   | ReplyMessage

@@ -1,0 +1,276 @@
+/**
+ * The writer's end of a timeline's log: becomes the only writer, appends with a bounded window in flight, and after a
+ * lost connection, a restarted safekeeper or a full disk goes on exactly where the log ends. What it was given stays in
+ * its window until it is durable, so that nobody else has to remember it.
+ *
+ * It gives up for good (`failed`) when another writer took over, or when the safekeeper's log and ours do not fit.
+ */
+import type { Connection } from '../../protocol/connection.ts'
+import { type Address, type DialOptions, dial } from '../../protocol/dial.ts'
+import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
+import { MessageType, Role } from '../../protocol/messages.ts'
+import { fencedError, internalError, type PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
+import type { Log } from './log.ts'
+import { nodeClock } from './node-seams.ts'
+import type { Clock } from './seams.ts'
+
+export interface WalWriterOptions {
+  readonly safekeepers: readonly Address[]
+  readonly timeline: TimelineId
+  /** For logs and for the one who is fenced: 1 to 128 printable ASCII characters. */
+  readonly name: string
+  readonly log: Log
+  /** Redo sent and not yet durable, before `append` waits. 16 MiB unless told. */
+  readonly windowBytesMax?: number | undefined
+  readonly dial?: DialOptions | undefined
+  readonly clock?: Clock | undefined
+  /** Called whenever more is durable. */
+  readonly onFlushed?: ((flushedLsn: Lsn) => void) | undefined
+}
+
+const WINDOW_BYTES_MAX_DEFAULT = 16 * 1024 * 1024
+const RETRY_MS_MIN = 20
+const RETRY_MS_MAX = 1000
+
+interface Item {
+  readonly beginLsn: Lsn
+  readonly endLsn: Lsn
+  readonly wallTimeUs: number
+  /** Undefined for a skip. */
+  readonly bytes: Uint8Array | undefined
+  sent: boolean
+}
+
+export class WalWriter {
+  /** Given by the safekeeper; older writers are refused. */
+  readonly epoch: WriterEpoch
+  /** The oldest LSN that the safekeeper held when we opened. */
+  readonly beginLsn: Lsn
+  private readonly options: WalWriterOptions
+  private readonly clock: Clock
+  private readonly windowBytesMax: number
+  private connection: Connection
+  private window: Item[] = []
+  private windowBytes = 0
+  private endLsn_: Lsn
+  private flushedLsn_: Lsn
+  private resyncing = false
+  private retryMs = RETRY_MS_MIN
+  private failure: PalimpsestError | undefined
+  private closed = false
+  private waiters: (() => void)[] = []
+
+  /** Makes this the timeline's only writer. */
+  static async open(options: WalWriterOptions): Promise<WalWriter> {
+    const connection = await dial(options.safekeepers, Role.SAFEKEEPER, options.dial)
+    try {
+      const { message } = await connection.request({
+        type: MessageType.WalOpen,
+        timeline: options.timeline,
+        writer: options.name,
+      })
+      return new WalWriter(options, connection, message)
+    } catch (error) {
+      connection.close()
+      throw error
+    }
+  }
+
+  private constructor(
+    options: WalWriterOptions,
+    connection: Connection,
+    opened: { readonly epoch: WriterEpoch; readonly beginLsn: Lsn; readonly endLsn: Lsn },
+  ) {
+    this.options = options
+    this.clock = options.clock ?? nodeClock
+    this.windowBytesMax = options.windowBytesMax ?? WINDOW_BYTES_MAX_DEFAULT
+    this.connection = connection
+    this.epoch = opened.epoch
+    this.beginLsn = opened.beginLsn
+    this.endLsn_ = opened.endLsn
+    this.flushedLsn_ = opened.endLsn
+    this.watch(connection)
+  }
+
+  /** Where the next append must begin. */
+  get endLsn(): Lsn {
+    return this.endLsn_
+  }
+
+  /** All below is durable. */
+  get flushedLsn(): Lsn {
+    return this.flushedLsn_
+  }
+
+  /** Why this writer has given up. */
+  get failed(): PalimpsestError | undefined {
+    return this.failure
+  }
+
+  /**
+   * Hands over whole mini-transactions that begin at `endLsn`; `bytes` must not change until they are durable. Resolves
+   * when there is room in the window, not when they are durable: `durable` tells that.
+   */
+  async append(beginLsn: Lsn, bytes: Uint8Array, wallTimeUs = this.clock.wallTimeUs()): Promise<void> {
+    await this.add({ beginLsn, endLsn: (beginLsn + bytes.length) as Lsn, wallTimeUs, bytes, sent: false })
+  }
+
+  /** The redo from `endLsn` to `toLsn` is lost; the log goes on at `toLsn`. */
+  async skip(toLsn: Lsn, wallTimeUs = this.clock.wallTimeUs()): Promise<void> {
+    await this.add({ beginLsn: this.endLsn_, endLsn: toLsn, wallTimeUs, bytes: undefined, sent: false })
+  }
+
+  private async add(item: Item): Promise<void> {
+    this.check()
+    if (item.beginLsn !== this.endLsn_)
+      throw internalError(`append at LSN ${item.beginLsn}, this writer is at ${this.endLsn_}`)
+    this.endLsn_ = item.endLsn
+    this.window.push(item)
+    this.windowBytes += item.bytes?.length ?? 0
+    this.pump()
+    while (this.windowBytes > this.windowBytesMax) await this.change()
+  }
+
+  /** Resolves when the log is durable up to `lsn`. Rejects if this writer gives up before. */
+  async durable(lsn: Lsn = this.endLsn_): Promise<void> {
+    while (this.flushedLsn_ < lsn) await this.change()
+  }
+
+  private check(): void {
+    if (this.failure !== undefined) throw this.failure
+    if (this.closed) throw retryError('the log writer is closed')
+  }
+
+  private async change(): Promise<void> {
+    this.check()
+    await new Promise<void>(resolve => this.waiters.push(resolve))
+    this.check()
+  }
+
+  private wake(): void {
+    for (const waiter of this.waiters.splice(0)) waiter()
+  }
+
+  private pump(): void {
+    if (this.resyncing || this.failure !== undefined || this.closed) return
+    const { timeline } = this.options
+    for (const item of this.window) {
+      if (item.sent) continue
+      item.sent = true
+      const { connection, epoch } = this
+      const { beginLsn, endLsn, wallTimeUs, bytes } = item
+      const answer =
+        bytes === undefined
+          ? connection.request({
+              type: MessageType.WalSkip,
+              timeline,
+              epoch,
+              fromLsn: beginLsn,
+              toLsn: endLsn,
+              wallTimeUs,
+            })
+          : connection.request(
+              { type: MessageType.WalAppend, timeline, epoch, beginLsn, wallTimeUs },
+              { bulk: bytes },
+            )
+      answer.then(
+        ({ message }) => this.flushed(message.flushedLsn),
+        error => this.trouble(connection, error),
+      )
+    }
+  }
+
+  private flushed(lsn: Lsn): void {
+    if (lsn <= this.flushedLsn_) return
+    this.flushedLsn_ = lsn
+    this.retryMs = RETRY_MS_MIN
+    let done = 0
+    while (done < this.window.length && this.window[done]!.endLsn <= lsn)
+      this.windowBytes -= this.window[done++]!.bytes?.length ?? 0
+    this.window.splice(0, done)
+    this.options.onFlushed?.(lsn)
+    this.wake()
+  }
+
+  private watch(connection: Connection): void {
+    connection.closed.addEventListener('abort', () => this.trouble(connection, connection.closed.reason))
+  }
+
+  /** retry and refresh are waited out; whatever else is final. */
+  private trouble(connection: Connection, thrown: unknown): void {
+    if (this.closed || this.failure !== undefined || this.resyncing || connection !== this.connection) return
+    const error = toPalimpsestError(thrown)
+    if (error.kind !== 'retry' && error.kind !== 'refresh') {
+      this.fail(error)
+      return
+    }
+    this.resyncing = true
+    this.options.log.warn(
+      { reason: error.message, flushedLsn: this.flushedLsn_, waitingBytes: this.windowBytes },
+      'log writer: appends are held up and will be sent again',
+    )
+    void this.resync()
+  }
+
+  private fail(error: PalimpsestError): void {
+    this.failure = error
+    this.connection.close()
+    this.wake()
+  }
+
+  /**
+   * 1. A connection of our own again; answers of the old one count no more. 2. The safekeeper tells the epoch (another
+   * writer may have come meanwhile) and what is durable. 3. All beyond goes out again; what still waits in its queue
+   * from before is answered as a duplicate.
+   */
+  private async resync(): Promise<void> {
+    this.connection.close()
+    while (!this.closed) {
+      await this.clock.sleep(this.retryMs)
+      this.retryMs = Math.min(this.retryMs * 2, RETRY_MS_MAX)
+      if (this.closed) return
+      let connection: Connection | undefined
+      try {
+        const { timeline, safekeepers } = this.options
+        connection = await dial(safekeepers, Role.SAFEKEEPER, this.options.dial)
+        const { message } = await connection.request({ type: MessageType.WalState, timeline })
+        if (message.epoch !== this.epoch)
+          throw fencedError(
+            `"${message.name}" has a newer writer, ${message.writer} (epoch ${message.epoch}): stop`,
+          )
+        if (message.flushedLsn < this.flushedLsn_ || message.flushedLsn > this.endLsn_)
+          throw internalError(
+            `${connection.address} has the log up to LSN ${message.flushedLsn}, it had acknowledged ${this.flushedLsn_} ` +
+              `and was sent up to ${this.endLsn_}: not the same log`,
+          )
+        if (this.closed) {
+          connection.close()
+          return
+        }
+        this.connection = connection
+        this.flushed(message.flushedLsn)
+        for (const item of this.window) item.sent = false
+        this.resyncing = false
+        this.watch(connection)
+        this.pump()
+        return
+      } catch (thrown) {
+        connection?.close()
+        const error = toPalimpsestError(thrown)
+        if (error.kind !== 'retry' && error.kind !== 'refresh') {
+          this.fail(error)
+          return
+        }
+        this.options.log.debug({ reason: error.message }, 'log writer: still held up')
+      }
+    }
+  }
+
+  /** Does not wait for what is in flight; `await durable()` before, if that matters. */
+  close(): void {
+    if (this.closed) return
+    this.closed = true
+    this.connection.close()
+    this.wake()
+  }
+}
