@@ -12,6 +12,6 @@ await runMain(async () => {
   if (!existsSync(join(root, 'node_modules'))) {
     throw new SetupError(`its dependencies are not installed yet; run "npm ci" in ${root}`)
   }
-  await import('../server/cli.ts')
-  return process.exitCode
+  const { main } = await import('../server/cli.ts')
+  return await main(process.argv.slice(2))
 })

@@ -28,7 +28,8 @@ export class InvalidIdError extends Error {
 
 export function toLsn(value: number | bigint, what = 'LSN'): Lsn {
   if (typeof value === 'bigint') {
-    if (value < 0n || value > BigInt(LSN_MAX)) throw new InvalidIdError(`${what} ${value} is outside 0..2^53-1`)
+    if (value < 0n || value > BigInt(LSN_MAX))
+      throw new InvalidIdError(`${what} ${value} is outside 0..2^53-1`)
     return Number(value) as Lsn
   }
   if (!Number.isSafeInteger(value) || value < 0)
@@ -65,7 +66,8 @@ export function checkTimelineName(text: string): string {
 }
 
 export function toWriterEpoch(value: number): WriterEpoch {
-  if (!Number.isSafeInteger(value) || value < 0) throw new InvalidIdError(`writer epoch ${value} is not a whole number`)
+  if (!Number.isSafeInteger(value) || value < 0)
+    throw new InvalidIdError(`writer epoch ${value} is not a whole number`)
   return value as WriterEpoch
 }
 

@@ -1,0 +1,68 @@
+/** The command line: joins the commands, and turns what they throw into one line on stderr and an exit code (0, 1, or 2 for wrong usage). */
+
+import { readFileSync } from 'node:fs'
+import { Command, CommanderError } from 'commander'
+import { registerAttach } from './commands/attach.ts'
+import { registerBench } from './commands/bench.ts'
+import { UsageError } from './commands/common.ts'
+import { registerDev } from './commands/dev.ts'
+import { registerExport } from './commands/export.ts'
+import { registerImport } from './commands/import.ts'
+import { registerPage } from './commands/page.ts'
+import { registerPageServer } from './commands/pageserver.ts'
+import { registerPing } from './commands/ping.ts'
+import { registerSafekeeper } from './commands/safekeeper.ts'
+import { registerStatus } from './commands/status.ts'
+import { registerTimeline } from './commands/timeline.ts'
+import { registerVerify } from './commands/verify.ts'
+
+export function buildProgram(): Command {
+  const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
+    version: string
+  }
+  const program = new Command('palimpsest')
+    .description('Storage for MariaDB that keeps every version of every page.')
+    .version(version)
+    .showSuggestionAfterError()
+    .enablePositionalOptions()
+    .exitOverride()
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'palimpsest: ')) })
+  for (const register of [
+    registerDev,
+    registerAttach,
+    registerImport,
+    registerExport,
+    registerVerify,
+    registerPage,
+    registerTimeline,
+    registerStatus,
+    registerPing,
+    registerSafekeeper,
+    registerPageServer,
+    registerBench,
+  ])
+    register(program)
+  inheritSettings(program)
+  return program
+}
+
+/** `exitOverride` and output settings do not reach commands that were added with `command()` before; pass them down. */
+function inheritSettings(command: Command): void {
+  for (const child of command.commands) {
+    child.copyInheritedSettings(command)
+    inheritSettings(child)
+  }
+}
+
+export async function main(argv: string[]): Promise<number> {
+  try {
+    await buildProgram().parseAsync(argv, { from: 'user' })
+    return typeof process.exitCode === 'number' ? process.exitCode : 0
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
+    const message = error instanceof Error ? error.message : String(error)
+    process.stderr.write(`palimpsest: ${message.replace(/\s*\n\s*/g, '; ')}\n`)
+    if (process.env['PALIMPSEST_DEBUG'] && error instanceof Error) process.stderr.write(`${error.stack}\n`)
+    return error instanceof UsageError ? 2 : 1
+  }
+}

@@ -1,0 +1,52 @@
+/** `palimpsest pageserver`: follows a safekeeper, keeps every version of every page, serves them. */
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import type { Command } from 'commander'
+import type { Address } from '../../protocol/dial.ts'
+import { startPageServer } from '../pageserver/index.ts'
+import { LocalObjectStore } from '../shared/object-store-local.ts'
+import { addressesArgument, integerArgument, sizeArgument } from './common.ts'
+import { addServeOptions, type ServeOptions, serve } from './serve.ts'
+
+export interface PageServerOptions {
+  memory: number
+  workers: number
+}
+
+export function addPageServerOptions(command: Command): Command {
+  return command
+    .option('--memory <SIZE>', 'memory for redo, pages and indexes', sizeArgument, 2 ** 30)
+    .option(
+      '--workers <N>',
+      'threads that parse redo and rebuild pages (default: one per core)',
+      integerArgument(1, 256),
+      availableParallelism(),
+    )
+}
+
+export function registerPageServer(program: Command): void {
+  addPageServerOptions(
+    addServeOptions(
+      program
+        .command('pageserver')
+        .description('run a page server: it turns redo into pages at any LSN and serves them')
+        .requiredOption('--safekeepers <HOST:PORT[,…]>', 'where the redo comes from', addressesArgument)
+        .option('--store <DIR>', 'object store directory, where layers are kept (default: DATA/store)')
+        .addHelpText('after', '\nPrints "ready HOST:PORT" once usable. SIGTERM or Ctrl-C stops it cleanly.'),
+    ),
+  ).action((options: ServeOptions & PageServerOptions & { safekeepers: Address[]; store?: string }) =>
+    serve('pageserver', options, async (listener, log, parts) => {
+      parts.push(
+        await startPageServer({
+          dataDir: options.data,
+          store: await LocalObjectStore.open(options.store ?? join(options.data, 'store')),
+          safekeepers: options.safekeepers,
+          listener,
+          memoryBytes: options.memory,
+          workers: options.workers,
+          log,
+        }),
+      )
+    }),
+  )
+}

@@ -1,0 +1,80 @@
+/** What the server commands share: options, the listener, and a clean stop at SIGTERM or SIGINT. */
+import { readFileSync } from 'node:fs'
+import type { Command } from 'commander'
+import type { Address } from '../../protocol/dial.ts'
+import { Listener } from '../shared/listener.ts'
+import { createLog, type Log } from '../shared/log.ts'
+import { addressArgument, DEFAULT_ADDRESS } from './common.ts'
+
+export interface ServeOptions {
+  data: string
+  listen: Address
+  logLevel: string
+  insecureListen: boolean
+}
+
+export function addServeOptions(command: Command, dataDefault?: string): Command {
+  const data = command.createOption('--data <DIR>', 'where this server keeps its files')
+  if (dataDefault === undefined) data.makeOptionMandatory()
+  else data.default(dataDefault)
+  return command
+    .addOption(data)
+    .option('--listen <HOST:PORT>', 'address to listen on', addressArgument, addressArgument(DEFAULT_ADDRESS))
+    .option(
+      '--insecure-listen',
+      'allow an address that other machines can reach, although connections are neither encrypted nor authenticated: ' +
+        'whoever reaches the port can read and write everything',
+      false,
+    )
+    .addOption(
+      command
+        .createOption('--log-level <LEVEL>', 'logs are JSON lines on stderr')
+        .choices(['debug', 'info', 'warn', 'error', 'silent'])
+        .default('info'),
+    )
+}
+
+/** A part of a server that runs until it is closed. One that cannot go on (a failed fsync) ends the process itself. */
+export interface Part {
+  close(): Promise<void>
+}
+
+/**
+ * Listens, starts the parts in order, prints `ready HOST:PORT`, waits for SIGTERM or SIGINT (a second one ends at
+ * once), and closes the parts in reverse order.
+ */
+export async function serve(
+  name: string,
+  options: ServeOptions,
+  start: (listener: Listener, log: Log, parts: Part[]) => Promise<void>,
+): Promise<void> {
+  const log = createLog({ name, level: options.logLevel })
+  const parts: Part[] = []
+  const listener = new Listener({
+    ...options.listen,
+    log,
+    insecureListen: options.insecureListen,
+    software: `palimpsest ${packageVersion()}`,
+  })
+  try {
+    await listener.listen()
+    await start(listener, log, parts)
+    process.stdout.write(`ready ${listener.address}\n`)
+    const signal = await stopSignal()
+    log.info({ signal }, 'stopping')
+  } finally {
+    await listener.close()
+    for (const part of parts.reverse()) await part.close()
+  }
+}
+
+function stopSignal(): Promise<string> {
+  const { promise, resolve } = Promise.withResolvers<string>()
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve(signal))
+  return promise
+}
+
+export function packageVersion(): string {
+  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
+  return (JSON.parse(text) as { version: string }).version
+}
