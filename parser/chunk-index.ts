@@ -112,34 +112,50 @@ export class ChunkIndexer {
     region: Uint32Array,
     base = 0,
   ): ChunkIndexResult {
-    if (!(start >= 0 && start <= end && end <= buf.length && end - start <= CHUNK_BYTES_MAX && base <= start))
+    if (!(start >= 0 && start <= end && end <= buf.length && end - start <= CHUNK_BYTES_MAX))
       throw new RangeError(
         `chunk ${start}..${end} does not fit a buffer of ${buf.length} bytes or exceeds 64 MiB`,
       )
+    if (!(base <= start && end - base <= 0xffffffff))
+      throw new RangeError(`chunk ${start}..${end} is not within 4 GiB after ${base}`)
+    // A view of its own: positions stay small numbers wherever in a large slab the chunk lies.
+    const chunk = buf.subarray(start, end)
+    try {
+      return this.#index(chunk, begin, region, start - base)
+    } catch (error) {
+      if (error instanceof CorruptRedoError)
+        throw new CorruptRedoError(error.reason, start + error.offset, error.lsn)
+      throw error
+    }
+  }
+
+  /** `shift`: what to add to positions in the chunk to have entry offsets. */
+  #index(chunk: Uint8Array, begin: Lsn, region: Uint32Array, shift: number): ChunkIndexResult {
+    const end = chunk.length
     this.#slots.fill(0)
     this.#pageCount = 0
     const events: SpaceEvent[] = []
     const table = this.#entries
     const plain = this.#plain
     table.count = 0
-    this.#crc.bind(buf)
+    this.#crc.bind(chunk)
     let mtrs = 0
     let records = 0
-    let at = start
+    let at = 0
     while (at < end) {
       const firstEntry = table.count
-      const terminator = plain.scan(buf, at, end)
+      const terminator = plain.scan(chunk, at, end)
       let next = terminator + MTR_TRAILER_BYTES
-      if (terminator >= 0 && next <= end && this.#crc.sum(at, terminator) === u32(buf, terminator + 1)) {
+      if (terminator >= 0 && next <= end && this.#crc.sum(at, terminator) === u32(chunk, terminator + 1)) {
         records += plain.records
       } else {
         // Not plain, or wrong: the thorough way finds out.
         table.count = firstEntry
-        records += this.#indexThoroughly(buf, at, end, (begin + (at - start)) as Lsn, events)
+        records += this.#indexThoroughly(chunk, at, end, (begin + at) as Lsn, events)
         next = this.#scanner.mtrEnd
       }
       for (let e = firstEntry; e < table.count; e++) {
-        table.lsn[e] = next - start
+        table.lsn[e] = next
         table.ordinal[e] = this.#pageOrdinal(table.space[e]!, table.page[e]!)
       }
       mtrs++
@@ -156,7 +172,7 @@ export class ChunkIndexer {
     region[2] = mtrs
     region[3] = records
     this.#writePages(region, pages)
-    this.#writeEntries(region, pages, entries, base)
+    this.#writeEntries(region, pages, entries, shift)
     return { status: 'ok', words, mtrs, records, entries, pages, events }
   }
 
@@ -272,7 +288,7 @@ export class ChunkIndexer {
     }
   }
 
-  #writeEntries(region: Uint32Array, pages: number, entries: number, base: number): void {
+  #writeEntries(region: Uint32Array, pages: number, entries: number, shift: number): void {
     const offsets = CHUNK_INDEX_HEADER_WORDS + CHUNK_INDEX_WORDS_PER_PAGE * pages
     const lengths = offsets + entries
     const lsns = lengths + entries
@@ -282,7 +298,7 @@ export class ChunkIndexer {
     for (let e = 0; e < entries; e++) {
       const to = next[ordinal[e]!]!++
       const from = start[e]!
-      region[offsets + to] = from - base
+      region[offsets + to] = from + shift
       region[lengths + to] = end[e]! - from
       region[lsns + to] = lsn[e]!
       region[flags + to] = entryFlags[e]!
