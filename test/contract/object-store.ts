@@ -8,7 +8,11 @@ import t from 'tap'
 import { PalimpsestError } from '../../server/shared/errors.ts'
 import type { ObjectStore } from '../../server/shared/object-store.ts'
 
-type Test = typeof t
+/** What a backend needs of a running test. */
+export interface Test {
+  testdir(): string
+  teardown(cleanUp: () => void): void
+}
 
 /** Beside `t.testdir()`, which the backend may use. */
 function scratch(t: Test): string {
