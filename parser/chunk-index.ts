@@ -41,7 +41,7 @@ export const PageFlag = {
 export { EntryFlag }
 
 /** The largest chunk. Every entry has 3 bytes or more, so this also bounds the indexer's memory. */
-export const CHUNK_BYTES_MAX = 64 << 20
+export const CHUNK_BYTES_MAX = 16 << 20
 
 export interface ChunkCounters {
   readonly mtrs: number
@@ -114,7 +114,7 @@ export class ChunkIndexer {
   ): ChunkIndexResult {
     if (!(start >= 0 && start <= end && end <= buf.length && end - start <= CHUNK_BYTES_MAX))
       throw new RangeError(
-        `chunk ${start}..${end} does not fit a buffer of ${buf.length} bytes or exceeds 64 MiB`,
+        `chunk ${start}..${end} does not fit a buffer of ${buf.length} bytes or exceeds 16 MiB`,
       )
     if (!(base <= start && end - base <= 0xffffffff))
       throw new RangeError(`chunk ${start}..${end} is not within 4 GiB after ${base}`)
