@@ -1,0 +1,10 @@
+// The benchmarks by name, for `palimpsest bench NAME`.
+import type { Benchmark } from './harness.ts'
+
+/** Each is loaded only when it is asked for: they need packages that a production install leaves out. */
+export const benchmarks: Readonly<Record<string, () => Promise<Benchmark>>> = {
+  read: async () => (await import('./read.ts')).benchmark,
+  recovery: async () => (await import('./recovery.ts')).benchmark,
+  'net-ceiling': async () => (await import('./net-ceiling.ts')).benchmark,
+  'http-json': async () => (await import('./http-json-server.ts')).benchmark,
+}
