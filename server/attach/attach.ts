@@ -12,7 +12,7 @@
  */
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../datadir/scan.ts'
 import { invalidError, PalimpsestError } from '../shared/errors.ts'
@@ -215,12 +215,10 @@ class Session {
 
   async run(): Promise<AttachResult> {
     const { progress, signal, once } = this.#o
-    const status = this.#status
-    const importing = !status || status.summary.state === 'importing'
+    const job = await this.#missingImport()
     this.#tracker.know(this.#scan!.spaces.map(space => space.space))
-    if (importing) {
-      const startLsn = status ? (status.gaps.at(-1)?.toLsn ?? status.summary.startLsn) : this.#log.endLsn
-      await this.#beginJob({ kind: 'full', startLsn, afterLsn: undefined })
+    if (job) {
+      await this.#beginJob(job)
     } else {
       progress.message(
         `timeline ${this.#o.timeline} exists; following ${this.#tail.path} from LSN ${this.#log.endLsn}`,
@@ -272,6 +270,27 @@ class Session {
       redoBytes: this.#totals.redoBytes,
       overtaken: this.#totals.overtaken,
     }
+  }
+
+  /**
+   * What an earlier session left undone, or the first import. It is as of an LSN from which on the page server has, or
+   * will have, all redo, and up to which the data files are complete.
+   */
+  async #missingImport(): Promise<ImportJob | undefined> {
+    const status = this.#status
+    if (!status) return { kind: 'full', startLsn: this.#log.endLsn, afterLsn: undefined }
+    const { summary, gaps } = status
+    if (summary.state === 'importing')
+      return { kind: 'full', startLsn: summary.startLsn, afterLsn: undefined }
+    const open = gaps.find(gap => gap.toLsn === LSN_MAX)
+    const never = summary.readableFromLsn === LSN_MAX
+    if (!open && !never) return undefined
+    // The redo of the gap's other side begins at a checkpoint, so the present one is not before it.
+    const checkpointLsn = await this.#tail.refreshCheckpoint()
+    const startLsn = Math.min(checkpointLsn, this.#log.endLsn) as Lsn
+    return never
+      ? { kind: 'full', startLsn, afterLsn: undefined }
+      : { kind: 'partial', startLsn, afterLsn: open!.fromLsn }
   }
 
   async #follow(): Promise<void> {
@@ -383,6 +402,8 @@ class Session {
     await session.drained()
     task.finish()
     const end = await this.#coveringLsn(session)
+    // The page server must know of the gap that this import mends, and be able to read at its end.
+    await this.#ingested(end)
     await session.end(
       end,
       scan.spaces.map(space => space.space),
@@ -429,6 +450,7 @@ class Session {
       wallTimeUs: Date.now() * 1000,
     })
     await this.#tail.restartAt(to)
+    await this.#ingested(to)
     // What an unfinished import had to bring is still to be brought.
     const unfinished = this.#job?.job
     await this.#beginJob({

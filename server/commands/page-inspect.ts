@@ -28,7 +28,7 @@ Example:
       if (options.json) {
         const inspection = inspectPageObject(bytes, format)
         process.stdout.write(
-          `${JSON.stringify({ name: space.name, lsn, freed, ...inspection }, (_key, value) => (typeof value === 'bigint' ? value.toString() : value))}\n`,
+          `${JSON.stringify({ ...inspection, name: space.name, asOfLsn: lsn, freed }, (_key, value) => (typeof value === 'bigint' ? value.toString() : value))}\n`,
         )
         return
       }

@@ -1,6 +1,6 @@
 /** Which LSN a person means: a number, a moment, or the newest. */
 import type { Connection } from '../../protocol/connection.ts'
-import type { Lsn } from '../../protocol/ids.ts'
+import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import { MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { invalidError } from '../shared/errors.ts'
 
@@ -32,7 +32,7 @@ export async function resolveMoment(
   const { timeline } = summary
   let lsn = moment.lsn ?? summary.ingestedLsn
   let sampleTimeUs: number | undefined
-  if (summary.state === 'importing' && summary.readableFromLsn === 0)
+  if (summary.readableFromLsn === LSN_MAX)
     throw invalidError(`timeline ${summary.name} is still being imported; try again when that is done`)
   if (moment.timeUs !== undefined) {
     const { message } = await pageServer.request({
@@ -51,7 +51,9 @@ export async function resolveMoment(
   const gap = gaps.find(g => lsn > g.fromLsn && lsn < g.toLsn)
   if (gap)
     throw invalidError(
-      `LSN ${lsn} lies in a gap of timeline ${summary.name}: the server's log had overtaken the reader between LSN ${gap.fromLsn} and LSN ${gap.toLsn}; choose one of these`,
+      gap.toLsn === LSN_MAX
+        ? `timeline ${summary.name} can be read up to LSN ${gap.fromLsn}, where the server's log overtook the reader; what follows is still being imported`
+        : `LSN ${lsn} lies in a gap of timeline ${summary.name}: the server's log had overtaken the reader between LSN ${gap.fromLsn} and LSN ${gap.toLsn}; choose one of these`,
       lsn,
     )
   if (lsn > summary.ingestedLsn)

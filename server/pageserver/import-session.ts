@@ -170,8 +170,10 @@ export class ImportSession {
         if (gaps.length === 0) {
           gaps.push({ from: current.startLsn, readableFrom: readableFromLsn })
         } else {
-          const open = gaps.findIndex(gap => gap.readableFrom === LSN_MAX && gap.from <= startLsn)
-          if (open >= 0) gaps[open] = { from: gaps[open]!.from, readableFrom: readableFromLsn }
+          // A second gap may have come before an import could mend the first one.
+          for (const [i, gap] of gaps.entries())
+            if (gap.readableFrom === LSN_MAX && gap.from <= startLsn)
+              gaps[i] = { from: gap.from, readableFrom: readableFromLsn }
         }
         return { ...current, gaps, layers: [...current.layers, ...this.#layers] }
       })

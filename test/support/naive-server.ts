@@ -9,7 +9,7 @@ import { MTR_TRAILER_BYTES, MtrScanner, ScanResult } from '../../parser/mtr-scan
 import { FSP_SIZE, read4 } from '../../parser/page-format.ts'
 import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { crc32c } from '../../protocol/crc32c.ts'
-import { LSN_ZERO, type Lsn, type TimelineId, toLsn, toWriterEpoch } from '../../protocol/ids.ts'
+import { LSN_MAX, LSN_ZERO, type Lsn, type TimelineId, toLsn, toWriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, PageSections, PageStatus, Role } from '../../protocol/messages.ts'
 import { invalidError } from '../../server/shared/errors.ts'
 import { Listener, type Service } from '../../server/shared/listener.ts'
@@ -341,26 +341,23 @@ export class NaiveTimeline {
   }
 
   gaps(): { fromLsn: Lsn; toLsn: Lsn }[] {
-    return this.stretches
-      .slice(1)
-      .map((stretch, i) => ({ fromLsn: this.stretches[i]!.end, toLsn: stretch.begin }))
-  }
-
-  get imported(): boolean {
-    const last = this.stretches.at(-1)!.begin
-    return this.imports.some(i => i.startLsn >= last || (this.stretches.length === 1 && i.kind === 'full'))
+    return this.stretches.slice(1).map((stretch, i) => ({
+      fromLsn: this.stretches[i]!.end,
+      toLsn: this.imports.find(done => done.startLsn >= stretch.begin)?.readableFromLsn ?? LSN_MAX,
+    }))
   }
 
   summary() {
+    const [first] = this.imports
     return {
       timeline: this.id,
       startLsn: this.startLsn,
-      readableFromLsn: this.imports.find(i => i.kind === 'full')?.readableFromLsn ?? LSN_ZERO,
+      readableFromLsn: first?.readableFromLsn ?? LSN_MAX,
       ingestedLsn: this.endLsn,
       durableLsn: this.endLsn,
       lastWallTimeUs: 0,
       innodbPageSize: this.innodbPageSize,
-      state: this.imported ? ('active' as const) : ('importing' as const),
+      state: first ? ('active' as const) : ('importing' as const),
       name: this.name,
     }
   }
