@@ -38,7 +38,6 @@ interface Item {
   readonly wallTimeUs: number
   /** Undefined for a skip. */
   readonly bytes: Uint8Array | undefined
-  sent: boolean
 }
 
 export class WalWriter {
@@ -51,6 +50,8 @@ export class WalWriter {
   private readonly windowBytesMax: number
   private connection: Connection
   private window: Item[] = []
+  /** How many of the window, from its beginning, have gone out. */
+  private sentItems = 0
   private windowBytes = 0
   private endLsn_: Lsn
   private flushedLsn_: Lsn
@@ -112,12 +113,12 @@ export class WalWriter {
    * when there is room in the window, not when they are durable: `durable` tells that.
    */
   async append(beginLsn: Lsn, bytes: Uint8Array, wallTimeUs = this.clock.wallTimeUs()): Promise<void> {
-    await this.add({ beginLsn, endLsn: (beginLsn + bytes.length) as Lsn, wallTimeUs, bytes, sent: false })
+    await this.add({ beginLsn, endLsn: (beginLsn + bytes.length) as Lsn, wallTimeUs, bytes })
   }
 
   /** The redo from `endLsn` to `toLsn` is lost; the log goes on at `toLsn`. */
   async skip(toLsn: Lsn, wallTimeUs = this.clock.wallTimeUs()): Promise<void> {
-    await this.add({ beginLsn: this.endLsn_, endLsn: toLsn, wallTimeUs, bytes: undefined, sent: false })
+    await this.add({ beginLsn: this.endLsn_, endLsn: toLsn, wallTimeUs, bytes: undefined })
   }
 
   private async add(item: Item): Promise<void> {
@@ -154,9 +155,8 @@ export class WalWriter {
   private pump(): void {
     if (this.resyncing || this.failure !== undefined || this.closed) return
     const { timeline } = this.options
-    for (const item of this.window) {
-      if (item.sent) continue
-      item.sent = true
+    while (this.sentItems < this.window.length) {
+      const item = this.window[this.sentItems++]!
       const { connection, epoch } = this
       const { beginLsn, endLsn, wallTimeUs, bytes } = item
       const answer =
@@ -188,6 +188,7 @@ export class WalWriter {
     while (done < this.window.length && this.window[done]!.endLsn <= lsn)
       this.windowBytes -= this.window[done++]!.bytes?.length ?? 0
     this.window.splice(0, done)
+    this.sentItems = Math.max(0, this.sentItems - done)
     this.options.onFlushed?.(lsn)
     this.wake()
   }
@@ -249,7 +250,7 @@ export class WalWriter {
         }
         this.connection = connection
         this.flushed(message.flushedLsn)
-        for (const item of this.window) item.sent = false
+        this.sentItems = 0
         this.resyncing = false
         this.watch(connection)
         this.pump()
