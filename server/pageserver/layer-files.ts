@@ -4,6 +4,7 @@
  * The main thread deletes a layer's file only when no task that names it is under way, so a path in a task can be opened. A
  * file that is deleted while it is open here stays readable; it is closed when it ages out.
  */
+import { existsSync } from 'node:fs'
 import { LRUCache } from 'lru-cache'
 import { EntryFlag } from '../../parser/chunk-index.ts'
 import type { Lsn } from '../../protocol/ids.ts'
@@ -21,10 +22,12 @@ export interface LayerSource {
 
 /** Files open at a time in one worker; several workers must stay below the usual limit of 1024 descriptors. */
 const OPEN_FILES_MAX = 100
+const SWEEP_MS = 5000
 
 export class LayerFiles {
   readonly #readers: LRUCache<string, LayerReader>
   readonly #blocks: BlockCache
+  #nextSweepMs = 0
 
   /** @param bytesMax memory for indexes and for uncompressed blocks, half each */
   constructor(bytesMax: number) {
@@ -35,6 +38,14 @@ export class LayerFiles {
       sizeCalculation: reader => reader.indexBytes + 1024,
       dispose: reader => reader.close(),
     })
+  }
+
+  /** Closes files that were deleted, so that their space on the disk comes free. To be called now and then. */
+  sweep(): void {
+    const now = performance.now()
+    if (now < this.#nextSweepMs) return
+    this.#nextSweepMs = now + SWEEP_MS
+    for (const path of [...this.#readers.keys()]) if (!existsSync(path)) this.#readers.delete(path)
   }
 
   open(path: string): LayerReader {

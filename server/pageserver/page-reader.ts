@@ -22,7 +22,7 @@ const TASK_PAGES_MAX = 16
 export interface ReadSnapshot {
   readonly layers: readonly LayerSource[]
   /** The request for a page, or the status that it has instead. */
-  request(space: number, page: number): (PageRequest & { readonly bytes: number }) | PageStatus
+  request(space: number, page: number): PageRequest | PageStatus
   release(): void
 }
 
@@ -124,7 +124,7 @@ export class PageReader {
     status: Uint8Array,
   ): Promise<boolean> {
     const { cache } = this
-    const toMake: { index: number; slot: number; request: PageRequest & { bytes: number } }[] = []
+    const toMake: { index: number; slot: number; request: PageRequest }[] = []
     const awaited: Promise<void>[] = []
     const open = timeline.isNewest(lsn)
     let snapshot: ReadSnapshot | undefined
@@ -183,7 +183,7 @@ export class PageReader {
     timeline: ReadableTimeline,
     lsn: Lsn,
     snapshot: ReadSnapshot,
-    batch: readonly { index: number; slot: number; request: PageRequest & { bytes: number } }[],
+    batch: readonly { index: number; slot: number; request: PageRequest }[],
     slots: Int32Array,
     status: Uint8Array,
   ): Promise<void> {

@@ -31,6 +31,8 @@ export interface PageRequest {
   readonly page: number
   /** FSP_SPACE_FLAGS of the tablespace at the LSN. */
   readonly flags: number
+  /** Its physical size, which follows from the flags. */
+  readonly bytes: number
   /** What the redo says of the page at or before this LSN is void (the tablespace was truncated); 0 without. */
   readonly trimLsn: Lsn
   /** Newest run in each memtable that has any, newest memtable first. */

@@ -503,7 +503,7 @@ export class Timeline implements ReadableTimeline {
           }
           return place
         })
-        const request: PageRequest & { bytes: number } = {
+        const request: PageRequest = {
           space,
           page,
           flags: at.flags,

@@ -161,6 +161,11 @@ export class Timelines {
     for (const timeline of this.all) timeline.freezeIfOlder(ageMs)
   }
 
+  /** Resolves when no compaction has anything left to do. */
+  async compacted(): Promise<void> {
+    for (const { compactor } of this.#hosts.values()) await compactor.idle()
+  }
+
   /** Stops following and compacting, makes durable what is in memory, and lets the readers finish. */
   async close(): Promise<void> {
     await this.#changes

@@ -13,6 +13,16 @@ import { PalimpsestError } from '../shared/errors.ts'
 import { task } from '../shared/worker-pool.ts'
 import { type ArenaGeometry, ArenaMemory } from './arena.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
+import {
+  type CostlyPagesInput,
+  costlyPages as findCostlyPages,
+  type ImageSliceInput,
+  type ImageSliceResult,
+  type MergeInput,
+  type MergeResult,
+  mergeLayers,
+  writeImages,
+} from './compact-layers.ts'
 import { type FlushInput, flushMemtable } from './flush.ts'
 import { type ImportSpoolInput, layerFromSpool } from './import-layer.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
@@ -101,16 +111,17 @@ export const indexRange = task((input: IndexRangeInput): IndexRangeResult => {
 export interface MakePagesInput {
   readonly lsn: Lsn
   readonly layers: readonly LayerSource[]
-  /** `at`, `bytes`: the slot in the page cache. */
-  readonly pages: readonly (PageRequest & { readonly at: number; readonly bytes: number })[]
+  /** `at`: byte offset of the slot in the page cache. */
+  readonly pages: readonly (PageRequest & { readonly at: number })[]
 }
 
 /** A page, or why it could not be made. */
 export type MakePageResult = MadePage | { readonly error: string; readonly lsn: Lsn | undefined }
 
 /** Makes pages as of one LSN and puts them into slots of the page cache. A damaged page does not spoil the others. */
-export const makePages = task((input: MakePagesInput): MakePageResult[] =>
-  input.pages.map(page => {
+export const makePages = task((input: MakePagesInput): MakePageResult[] => {
+  layerFiles.sweep()
+  return input.pages.map(page => {
     const target = cache.subarray(page.at, page.at + page.bytes)
     try {
       return reconstructor.make(page, input.layers, input.lsn, target)
@@ -119,8 +130,8 @@ export const makePages = task((input: MakePagesInput): MakePageResult[] =>
         return { error: error.message, lsn: error.lsn }
       throw error
     }
-  }),
-)
+  })
+})
 
 export const flush = task((input: FlushInput): LayerSummary => flushMemtable(arenas, input))
 
@@ -136,3 +147,13 @@ export const layerExtras = task(
     return { events: reader.catalogueEvents(), samples: reader.timeSamples() }
   },
 )
+
+/** One slice of a compaction. */
+export const merge = task((input: MergeInput): MergeResult => {
+  layerFiles.sweep()
+  return mergeLayers(layerFiles, input)
+})
+
+export const costlyPages = task((input: CostlyPagesInput): Uint32Array => findCostlyPages(layerFiles, input))
+
+export const images = task((input: ImageSliceInput): ImageSliceResult => writeImages(reconstructor, input))

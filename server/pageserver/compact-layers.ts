@@ -1,0 +1,162 @@
+/**
+ * The two pieces of work of a compaction that run in a worker: merging delta layers, and finding pages that have become
+ * costly to read. Both are cut into slices by the main thread, so that what somebody waits for is never long behind.
+ */
+import type { Lsn, PageId, TimelineId } from '../../protocol/ids.ts'
+import { comparePages } from './core/layer-map.ts'
+import { deservesImage, type PlanPolicy } from './core/plan.ts'
+import { DeltaLayerWriter } from './delta-layer.ts'
+import { ImageLayerWriter } from './image-layer.ts'
+import type { LayerSummary } from './layer-file-writer.ts'
+import type { LayerFiles, LayerSource } from './layer-files.ts'
+import type { LayerReader } from './layer-reader.ts'
+import type { PageRequest, Reconstructor } from './reconstruct.ts'
+import type { TimeSample } from './time-samples.ts'
+
+export interface MergeInput {
+  /** Oldest first. */
+  readonly inputs: readonly LayerSource[]
+  readonly path: string
+  readonly timeline: TimelineId
+  readonly generation: number
+  readonly lsnStart: Lsn
+  readonly lsnEnd: Lsn
+  /** The first page of this slice; null: from the beginning, with what the inputs have beside pages. */
+  readonly from: PageId | null
+  /** Size at which the slice ends. */
+  readonly layerBytes: number
+}
+
+export interface MergeResult {
+  readonly summary: LayerSummary
+  /** Where the next slice begins; null when this was the last. */
+  readonly next: PageId | null
+}
+
+/** Writes one layer with the entries of all inputs, page by page, from `from` on until it is large enough. */
+export function mergeLayers(files: LayerFiles, input: MergeInput): MergeResult {
+  const { timeline, generation, lsnStart, lsnEnd, from } = input
+  const readers = input.inputs.map(layer => files.open(layer.path))
+  const places = readers.map(reader => (from === null ? 0 : reader.lowerBound(from.space, from.page)))
+  const writer = new DeltaLayerWriter(input.path, { timeline, generation, lsnStart, lsnEnd })
+  try {
+    let page = lowest(readers, places)
+    while (page !== null && writer.bytesWritten < input.layerBytes) {
+      writer.beginPage(page.space, page.page)
+      for (const [i, reader] of readers.entries()) {
+        const handle = places[i]!
+        if (
+          handle >= reader.pages ||
+          reader.space(handle) !== page.space ||
+          reader.page(handle) !== page.page
+        )
+          continue
+        places[i] = handle + 1
+        reader.forEachEntry(handle, lsnStart, lsnEnd, (buf, start, end, lsn, flags) =>
+          writer.addEntry(lsn, flags, buf, start, end - start),
+        )
+      }
+      page = lowest(readers, places)
+    }
+    const summary =
+      from === null
+        ? writer.finish({
+            catalogueEvents: readers.flatMap(reader => reader.catalogueEvents()),
+            timeSamples: mergeSamples(readers),
+          })
+        : writer.finish()
+    return { summary, next: page }
+  } catch (error) {
+    writer.abort()
+    throw error
+  }
+}
+
+function mergeSamples(readers: readonly LayerReader[]): TimeSample[] {
+  return readers.flatMap(reader => reader.timeSamples()).sort((a, b) => a.lsn - b.lsn)
+}
+
+/** The lowest page at the readers' places, or null when all are at their ends. */
+function lowest(readers: readonly LayerReader[], places: readonly number[]): PageId | null {
+  let found: PageId | null = null
+  for (const [i, reader] of readers.entries()) {
+    const handle = places[i]!
+    if (handle >= reader.pages) continue
+    const page = reader.pageId(handle)
+    if (found === null || comparePages(page, found) < 0) found = page
+  }
+  return found
+}
+
+export interface CostlyPagesInput {
+  /** The layer whose pages are looked at. */
+  readonly layer: LayerSource
+  /** All layers at or before its end that may have these pages, newest first; itself among them. */
+  readonly layers: readonly LayerSource[]
+  readonly policy: PlanPolicy
+}
+
+/** Pairs of space and page number of those that an image would make cheaper, ascending. */
+export function costlyPages(files: LayerFiles, input: CostlyPagesInput): Uint32Array {
+  const own = files.open(input.layer.path)
+  const found: number[] = []
+  for (let handle = 0; handle < own.pages; handle++) {
+    const space = own.space(handle)
+    const page = own.page(handle)
+    const cost = { redoBytes: 0, entries: 0, layers: 0 }
+    for (const layer of input.layers) {
+      const reader = files.open(layer.path)
+      const at = reader.findPage(space, page)
+      if (at < 0) continue
+      if (layer.kind === 'image') break
+      cost.redoBytes += reader.entryBytes(at)
+      cost.entries += reader.entryCount(at)
+      cost.layers++
+      if (deservesImage(cost, input.policy)) {
+        found.push(space, page)
+        break
+      }
+    }
+  }
+  return Uint32Array.from(found)
+}
+
+export interface ImageSliceInput {
+  readonly layers: readonly LayerSource[]
+  readonly requests: readonly PageRequest[]
+  readonly lsn: Lsn
+  readonly path: string
+  readonly timeline: TimelineId
+  readonly generation: number
+}
+
+export interface ImageSliceResult {
+  readonly summary: LayerSummary
+  /** Pages that could not be made: what is wrong with them. They go without an image. */
+  readonly damaged: string[]
+}
+
+/** Makes the pages as of one LSN and writes them as an image layer. Free pages get none. */
+export function writeImages(reconstructor: Reconstructor, input: ImageSliceInput): ImageSliceResult {
+  const { lsn, timeline, generation } = input
+  const writer = new ImageLayerWriter(input.path, { lsn, timeline, generation })
+  const buffer = Buffer.alloc(65536)
+  const damaged: string[] = []
+  try {
+    for (const request of input.requests) {
+      const target = buffer.subarray(0, request.bytes)
+      try {
+        const made = reconstructor.make(request, input.layers, lsn, target)
+        if (made.freed) continue
+        writer.addPage(request.space, request.page, target, 0, target.length, made.pageLsn)
+      } catch (error) {
+        if ((error as { kind?: unknown }).kind !== 'corrupt') throw error
+        damaged.push((error as Error).message)
+      }
+    }
+    return { summary: writer.finish(), damaged }
+  } catch (error) {
+    writer.abort()
+    throw error
+  }
+}
