@@ -237,8 +237,11 @@ class Session {
     }
     signal?.addEventListener('abort', onAbort, { once: true })
     try {
-      await this.#capture.sweep()
+      this.#firstSweep = this.#capture.sweep()
+      // Awaited by the import as well; a failure is seen there or here.
+      this.#firstSweep.catch(() => {})
       await this.#finishImports()
+      await this.#firstSweep
       const lsn = await this.#pump.caughtUp()
       if (signal?.aborted) throw signal.reason
       await this.#finishImports()
@@ -362,6 +365,7 @@ class Session {
     })
   }
 
+  #firstSweep: Promise<void> | undefined
   #onCopied: ((bytes: number) => void) | undefined
 
   async #yieldToRedo(signal: AbortSignal): Promise<void> {
@@ -402,6 +406,8 @@ class Session {
     await session.drained()
     task.finish()
     const end = await this.#coveringLsn(session)
+    // What can be read has its other files, too.
+    await this.#firstSweep
     // The page server must know of the gap that this import mends, and be able to read at its end.
     await this.#ingested(end)
     await session.end(

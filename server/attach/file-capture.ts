@@ -50,6 +50,8 @@ const READ_BYTES_PER_MS = 10_000
 /** Times in files are as coarse as the kernel's tick: a file as young as this may change again and look the same. */
 const YOUNG_MS = 50
 const READ_ATTEMPTS = 5
+/** The receiver makes files durable that arrive together with one write. */
+const FILES_AT_ONCE = 32
 
 interface Known {
   size: number
@@ -236,16 +238,21 @@ export class FileCapture {
   }
 
   async #work(all: boolean): Promise<void> {
-    const paths = [...this.#noticed.keys()].sort((a, b) => captureOrder(a) - captureOrder(b))
-    for (const path of paths) {
-      if (this.#closed) return
-      const noticed = this.#noticed.get(path)
-      if (!noticed) continue
-      const now = performance.now()
-      const known = this.#known.get(path)
-      if (!all && (now < noticed.at + SETTLE_MS || (known && now < known.notBefore))) continue
-      this.#noticed.delete(path)
-      await this.#take(path, noticed.lsn)
+    // Group by group, so that Aria's log is read after its tables; within a group several at a time.
+    for (const order of [0, 1, 2]) {
+      const paths = [...this.#noticed.keys()].filter(path => captureOrder(path) === order)
+      const worker = async (): Promise<void> => {
+        for (let path = paths.shift(); path !== undefined && !this.#closed; path = paths.shift()) {
+          const noticed = this.#noticed.get(path)
+          if (!noticed) continue
+          const now = performance.now()
+          const known = this.#known.get(path)
+          if (!all && (now < noticed.at + SETTLE_MS || (known && now < known.notBefore))) continue
+          this.#noticed.delete(path)
+          await this.#take(path, noticed.lsn)
+        }
+      }
+      await Promise.all(Array.from({ length: Math.min(FILES_AT_ONCE, paths.length) }, worker))
     }
   }
 
