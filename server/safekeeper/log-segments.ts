@@ -12,6 +12,7 @@ import { decodeEntryHeader, ENTRY_HEADER_BYTES, ENTRY_MAGIC, entryBytes } from '
 import {
   baseLsnOf,
   createSegment,
+  prepareSpare,
   readSegmentHeader,
   SEGMENT_DATA_OFFSET,
   type SegmentHeader,
@@ -219,9 +220,14 @@ export class LogSegments {
     })
   }
 
-  /** Makes the file that the next `roll` will use, ahead of need. */
-  prepare(run: (disk: Disk, dir: string, segmentBytes: number) => Promise<void>): Promise<void> {
-    return this.exclusive(() => run(this.disk, this.dir, this.segmentBytes))
+  /** Makes the file that the next `roll` will use, ahead of need; `fill`: see prepareSpare. */
+  prepare(fill: boolean): Promise<void> {
+    return this.exclusive(() => prepareSpare(this.disk, this.dir, this.segmentBytes, fill))
+  }
+
+  /** Resolves when no creation or trimming is under way. */
+  async settled(): Promise<void> {
+    await this.turn
   }
 
   /** Gives up whole segments that end at or below `lsn`; the newest stays. Returns how many. */

@@ -9,9 +9,10 @@
 import type { Lsn } from '../../protocol/ids.ts'
 import { internalError, retryError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
+import type { Clock } from '../shared/seams.ts'
 import { ENTRY_HEADER_BYTES, encodeEntryHeader, entryBytes, type LogEntry } from './log-entry.ts'
 import type { LogSegments, LogTail, Segment } from './log-segments.ts'
-import { prepareSpare, SEGMENT_DATA_OFFSET } from './segment-file.ts'
+import { SEGMENT_DATA_OFFSET } from './segment-file.ts'
 
 /** Bytes of one batch: bounds how long those that come after it wait for its sync. */
 const BATCH_BYTES_MAX = 16 * 1024 * 1024
@@ -19,6 +20,8 @@ const BATCH_ENTRIES_MAX = 4096
 /** Newest entries kept in memory for readers at the tail. */
 const RECENT_BYTES_MAX = 16 * 1024 * 1024
 const RECENT_ENTRIES_MAX = 16384
+/** If half a segment took longer than this, there is time to fill the next one with zeros (see segment-file.ts). */
+const SLOW_HALF_SEGMENT_MS = 1000
 const PADDING = Buffer.alloc(8)
 
 interface Waiter {
@@ -29,6 +32,7 @@ interface Waiter {
 
 export class LogWriter {
   private readonly segments: LogSegments
+  private readonly clock: Clock
   private readonly log: Log
   /** A sync failed: what is on disk is unknown, the node must stop. */
   private readonly onFatal: (error: Error) => void
@@ -43,6 +47,7 @@ export class LogWriter {
   private writing = false
   private syncing: Promise<void> | undefined
   private preparedAfter: Segment | undefined
+  private segmentSinceMs: number
   private failure: Error | undefined
   private closed = false
   /** Why the last write was refused; empty once one succeeded. */
@@ -51,8 +56,10 @@ export class LogWriter {
   private recentBytes = 0
   private readonly followers = new Set<() => void>()
 
-  constructor(segments: LogSegments, tail: LogTail, log: Log, onFatal: (error: Error) => void) {
+  constructor(segments: LogSegments, tail: LogTail, clock: Clock, log: Log, onFatal: (error: Error) => void) {
     this.segments = segments
+    this.clock = clock
+    this.segmentSinceMs = clock.monotonicMs()
     this.tail = tail
     this.log = log
     this.onFatal = onFatal
@@ -191,6 +198,7 @@ export class LogWriter {
       chainCrc: segment.headerCrc,
       lastWallTimeUs: old.lastWallTimeUs,
     }
+    this.segmentSinceMs = this.clock.monotonicMs()
     await old.file.close()
   }
 
@@ -198,8 +206,9 @@ export class LogWriter {
   private prepareNext(): void {
     if (this.preparedAfter === this.tail.segment) return
     this.preparedAfter = this.tail.segment
+    const isSlow = this.clock.monotonicMs() - this.segmentSinceMs > SLOW_HALF_SEGMENT_MS
     this.segments
-      .prepare(prepareSpare)
+      .prepare(isSlow)
       .catch(error => this.log.warn({ err: error }, 'cannot prepare the next log segment'))
   }
 
@@ -287,7 +296,7 @@ export class LogWriter {
       if (!this.writing && this.queue.length > 0) await this.writeLoop()
       await this.whenFlushed(this.endLsn_).catch(() => {})
     }
-    await this.segments.prepare(async () => {})
+    await this.segments.settled()
     await this.tail.file.close()
     return this.flushedLsn_
   }

@@ -3,8 +3,8 @@ import { lockDirectory } from '../shared/dir-lock.ts'
 import { retryError } from '../shared/errors.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
-import { nodeDisk } from '../shared/node-seams.ts'
-import type { Disk } from '../shared/seams.ts'
+import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
+import type { Clock, Disk } from '../shared/seams.ts'
 import { SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
 import { TimelineStore } from './timelines.ts'
 import { walService } from './wal-service.ts'
@@ -15,6 +15,7 @@ export interface SafekeeperOptions {
   readonly listener: Listener
   readonly log: Log
   readonly disk?: Disk | undefined
+  readonly clock?: Clock | undefined
   /** Of new segments. Existing ones keep theirs. */
   readonly segmentBytes?: number | undefined
   /** A sync or write of the log failed: nothing this process says about the disk can be trusted. Ends the process. */
@@ -34,6 +35,7 @@ export async function startSafekeeper(options: SafekeeperOptions): Promise<Safek
   try {
     const store = await TimelineStore.open({
       disk: options.disk ?? nodeDisk,
+      clock: options.clock ?? nodeClock,
       dataDir,
       segmentBytes: options.segmentBytes ?? SEGMENT_BYTES_DEFAULT,
       log,

@@ -2,8 +2,7 @@
  * Segment files: names, header, creation that a crash cannot leave half-done.
  *
  * `<base LSN, 20 digits>.wal`; header of 64 bytes, entries from offset 4096 (so that the header's sector is never
- * written again), preallocated to full length with zeros, since a sync of written space costs half of one that must
- * also record new blocks:
+ * written again), of full length from the beginning:
  *
  *      0 8 bytes "PLWALSEG"
  *      8 u32 version 1
@@ -15,7 +14,9 @@
  *     52 12 bytes 0
  *
  * A segment file under its final name says: all of the log below its base LSN is durable. It is prepared under the name
- * `spare.wal`, synced, and renamed. A trimmed segment becomes the next spare.
+ * `spare.wal`, synced, and renamed. A trimmed segment becomes the next spare. A sync of space that was written before
+ * costs half of one that must also record new blocks; so where the log grows slowly a new spare is filled with zeros in
+ * the background, and where it grows fast it is left sparse, because there the second writing would cost more.
  */
 import { join } from 'node:path'
 import { crc32c } from '../../protocol/crc32c.ts'
@@ -96,8 +97,13 @@ export async function readSegmentHeader(
   return header
 }
 
-/** Makes `spare.wal` of the right length, all zero, synced. Nothing if there is one. */
-export async function prepareSpare(disk: Disk, dir: string, segmentBytes: number): Promise<void> {
+/** Makes `spare.wal` of the right length, sparse or filled with zeros, synced. Nothing if there is one. */
+export async function prepareSpare(
+  disk: Disk,
+  dir: string,
+  segmentBytes: number,
+  fill: boolean,
+): Promise<void> {
   const path = join(dir, SPARE_NAME)
   if (await disk.exists(path)) {
     const file = await disk.open(path, 'read')
@@ -108,8 +114,8 @@ export async function prepareSpare(disk: Disk, dir: string, segmentBytes: number
   await disk.remove(temporary)
   const file = await disk.open(temporary, 'create')
   try {
-    const zeros = Buffer.alloc(Math.min(ZERO_SLICE_BYTES, segmentBytes))
-    for (let at = 0; at < segmentBytes; at += zeros.length)
+    const zeros = Buffer.alloc(fill ? Math.min(ZERO_SLICE_BYTES, segmentBytes) : 1)
+    for (let at = fill ? 0 : segmentBytes - 1; at < segmentBytes; at += zeros.length)
       await file.write([zeros.subarray(0, Math.min(zeros.length, segmentBytes - at))], at)
     await file.datasync()
   } catch (error) {
@@ -132,7 +138,7 @@ export async function createSegment(
   segmentBytes: number,
   chainCrc: number,
 ): Promise<{ file: DiskFile; path: string; headerCrc: number }> {
-  await prepareSpare(disk, dir, segmentBytes)
+  await prepareSpare(disk, dir, segmentBytes, false)
   const spare = join(dir, SPARE_NAME)
   const path = join(dir, segmentName(baseLsn))
   const file = await disk.open(spare, 'write')

@@ -18,7 +18,7 @@ import {
   toPalimpsestError,
 } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
-import type { Disk } from '../shared/seams.ts'
+import type { Clock, Disk } from '../shared/seams.ts'
 import { CONTROL_NAME, type ControlState, loadControl, newControlState, saveControl } from './control-file.ts'
 import { LogCursor } from './log-cursor.ts'
 import { LogSegments } from './log-segments.ts'
@@ -28,6 +28,7 @@ const CONSUMERS_MAX = 64
 
 export interface TimelineStoreOptions {
   readonly disk: Disk
+  readonly clock: Clock
   readonly dataDir: string
   readonly segmentBytes: number
   readonly log: Log
@@ -79,7 +80,7 @@ export class TimelineLog {
       control.durableLsn,
       log,
     )
-    const writer = new LogWriter(segments, tail, log, options.onFatal)
+    const writer = new LogWriter(segments, tail, options.clock, log, options.onFatal)
     log.info({ beginLsn: segments.beginLsn, endLsn: tail.endLsn, segments: segments.count }, 'log opened')
     return new TimelineLog(options, dir, control, segments, writer, log)
   }

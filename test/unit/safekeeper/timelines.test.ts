@@ -12,12 +12,15 @@ const START = 12_345 as Lsn
 const SEGMENT_BYTES = 64 * 1024
 const lsn = (n: number) => n as Lsn
 const like = (fields: object) => fields as Error
+/** Passes fast enough that some spare segments are filled and some are not. */
+let nowMs = 0
 const DIR = `/data/timelines/${ID}`
 
 async function openStore(disk: Disk, segmentBytes = SEGMENT_BYTES) {
   const fatal: Error[] = []
   const store = await TimelineStore.open({
     disk,
+    clock: { wallTimeUs: () => 0, monotonicMs: () => (nowMs += 500), sleep: async () => {} },
     dataDir: '/data',
     segmentBytes,
     log: silentLog,
