@@ -208,6 +208,7 @@ export const ErrorReplyCodec: Codec<ErrorReply> = {
     if (hasLsn > 1) r.fail(`has LSN ${hasLsn} is neither 0 nor 1`)
     r.zeros(4)
     const lsn = r.lsn()
+    if (hasLsn === 0 && lsn !== 0) r.fail('an LSN where there is none')
     return {
       type: MessageType.ErrorReply,
       kind,

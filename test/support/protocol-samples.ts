@@ -1,0 +1,336 @@
+/**
+ * One or more samples of every message, and the frames that carry them: what the test vectors were generated from. The
+ * vectors (test/fixtures/protocol/*.hex) are frozen; a sample may be added, never changed.
+ */
+
+import { crc32c } from '../../protocol/crc32c.ts'
+import { FrameFlag } from '../../protocol/frame.ts'
+import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
+import { MessageType as M, type Message, PageSections } from '../../protocol/messages.ts'
+
+export interface Sample {
+  readonly name: string
+  readonly message: Message
+  readonly bulk?: Buffer
+  readonly flags?: number
+}
+
+const timeline = '00112233445566778899aabbccddeeff' as TimelineId
+const lsn = (n: number) => n as Lsn
+const epoch = 3 as WriterEpoch
+const BIG = lsn(Number.MAX_SAFE_INTEGER)
+const redo = Buffer.from('redo redo redo!')
+const reply = FrameFlag.REPLY
+
+const pageA = Buffer.alloc(1024, 0xa1)
+const pageB = Buffer.alloc(1024, 0xb2)
+const crcA = crc32c(pageA, 0, 1024)
+const crcB = crc32c(pageB, 0, 1024)
+
+function sections(): PageSections {
+  const s = new PageSections(3)
+  s.set(0, 5, 3, 0, lsn(1_000_001), 1024, crcA, false)
+  s.set(1, 5, 99, 2, lsn(0), 0, 0, false)
+  s.set(2, 0, 4_294_967_295, 0, BIG, 1024, crcB, true)
+  return s
+}
+
+const summary = {
+  timeline,
+  startLsn: lsn(12_288),
+  readableFromLsn: lsn(20_000),
+  ingestedLsn: lsn(30_000),
+  durableLsn: lsn(25_000),
+  lastWallTimeUs: 1_700_000_000_123_456,
+  innodbPageSize: 16384,
+  state: 'active' as const,
+  name: 'main',
+}
+
+export const SAMPLES: readonly Sample[] = [
+  {
+    name: 'Hello',
+    message: {
+      type: M.Hello,
+      versionMin: 1,
+      versionMax: 1,
+      features: 1,
+      frameBytesMax: 16_777_216,
+      token: '',
+      software: 'palimpsest 0.1.0',
+    },
+  },
+  {
+    name: 'HelloOk',
+    flags: reply,
+    message: {
+      type: M.HelloOk,
+      version: 1,
+      features: 1,
+      frameBytesMax: 16_777_216,
+      roles: 3,
+      nodeId: 'node-1',
+      software: 'palimpsest 0.1.0',
+    },
+  },
+  { name: 'Ping', message: { type: M.Ping } },
+  { name: 'Pong', flags: reply, message: { type: M.Pong, wallTimeUs: 1_700_000_000_123_456 } },
+  { name: 'Cancel', message: { type: M.Cancel } },
+  { name: 'Ok', flags: reply, message: { type: M.Ok } },
+  {
+    name: 'ErrorReply',
+    flags: reply | FrameFlag.ERROR,
+    message: { type: M.ErrorReply, kind: 'refresh', lsn: lsn(4711), message: 'gefällt nicht – 好' },
+  },
+  {
+    name: 'ErrorReply-without-lsn',
+    flags: reply | FrameFlag.ERROR,
+    message: { type: M.ErrorReply, kind: 'internal', lsn: undefined, message: '' },
+  },
+  { name: 'WalCreate', message: { type: M.WalCreate, timeline, startLsn: lsn(12_288), name: 'main' } },
+  { name: 'WalOpen', message: { type: M.WalOpen, timeline, writer: 'attach@db1' } },
+  {
+    name: 'WalOpened',
+    flags: reply,
+    message: { type: M.WalOpened, epoch, beginLsn: lsn(12_288), endLsn: lsn(5_000_000_000) },
+  },
+  {
+    name: 'WalAppend',
+    bulk: redo,
+    message: {
+      type: M.WalAppend,
+      timeline,
+      epoch,
+      beginLsn: lsn(5_000_000_000),
+      wallTimeUs: 1_700_000_000_123_456,
+    },
+  },
+  {
+    name: 'WalSkip',
+    message: { type: M.WalSkip, timeline, epoch, fromLsn: lsn(100), toLsn: lsn(200), wallTimeUs: 17 },
+  },
+  {
+    name: 'WalAppended',
+    flags: reply,
+    message: { type: M.WalAppended, flushedLsn: lsn(200), committedLsn: lsn(150) },
+  },
+  { name: 'WalRead', message: { type: M.WalRead, timeline, fromLsn: lsn(12_288), follow: true } },
+  {
+    name: 'WalData',
+    flags: reply | FrameFlag.MORE,
+    bulk: redo,
+    message: { type: M.WalData, beginLsn: BIG, wallTimeUs: 1, committedLsn: lsn(2) },
+  },
+  {
+    name: 'WalGap',
+    flags: reply | FrameFlag.MORE,
+    message: { type: M.WalGap, fromLsn: lsn(100), toLsn: lsn(200), wallTimeUs: 17 },
+  },
+  { name: 'WalReadEnd', flags: reply, message: { type: M.WalReadEnd, endLsn: lsn(300) } },
+  {
+    name: 'WalTrim',
+    message: { type: M.WalTrim, timeline, durableLsn: lsn(250), consumer: 'page-server-1' },
+  },
+  { name: 'WalTrimmed', flags: reply, message: { type: M.WalTrimmed, beginLsn: lsn(200) } },
+  { name: 'WalState', message: { type: M.WalState, timeline } },
+  {
+    name: 'WalStateReply',
+    flags: reply,
+    message: {
+      type: M.WalStateReply,
+      epoch,
+      beginLsn: lsn(1),
+      flushedLsn: lsn(4),
+      committedLsn: lsn(3),
+      bytesHeld: 134_217_728,
+      lastWallTimeUs: 5,
+      name: 'main',
+      writer: 'attach@db1',
+      lastError: '',
+      consumers: [
+        { consumer: 'a', durableLsn: lsn(2) },
+        { consumer: 'b', durableLsn: lsn(1) },
+      ],
+    },
+  },
+  { name: 'WalList', message: { type: M.WalList } },
+  {
+    name: 'WalListReply',
+    flags: reply,
+    message: {
+      type: M.WalListReply,
+      timelines: [{ timeline, epoch, beginLsn: lsn(1), committedLsn: lsn(2), name: 'main' }],
+    },
+  },
+  { name: 'WalDelete', message: { type: M.WalDelete, timeline } },
+  {
+    name: 'TimelineCreate',
+    message: {
+      type: M.TimelineCreate,
+      timeline,
+      startLsn: lsn(12_288),
+      innodbPageSize: 16384,
+      name: 'main',
+      serverVersion: '10.11.18-MariaDB',
+    },
+  },
+  { name: 'TimelineList', message: { type: M.TimelineList } },
+  {
+    name: 'TimelineListReply',
+    flags: reply,
+    message: { type: M.TimelineListReply, timelines: [summary, summary] },
+  },
+  { name: 'TimelineShow', message: { type: M.TimelineShow, timeline, name: '' } },
+  { name: 'TimelineShow-by-name', message: { type: M.TimelineShow, timeline: undefined, name: 'main' } },
+  {
+    name: 'TimelineStatus',
+    flags: reply,
+    message: {
+      type: M.TimelineStatus,
+      summary: { ...summary, state: 'stopped' },
+      arenaBytes: 1,
+      deltaLayers: 2,
+      imageLayers: 3,
+      layerBytes: 4,
+      spaces: 5,
+      files: 6,
+      serverVersion: '10.11.18-MariaDB',
+      lastError: 'corrupt redo at LSN 7',
+      gaps: [{ fromLsn: lsn(8), toLsn: lsn(9) }],
+    },
+  },
+  { name: 'TimelineDelete', message: { type: M.TimelineDelete, timeline } },
+  { name: 'WaitLsn', message: { type: M.WaitLsn, timeline, lsn: lsn(30_000), timeoutMs: 5000 } },
+  { name: 'WaitLsnReply', flags: reply, message: { type: M.WaitLsnReply, ingestedLsn: lsn(30_001) } },
+  { name: 'LsnAtTime', message: { type: M.LsnAtTime, timeline, timeUs: 1_700_000_000_123_456 } },
+  { name: 'TimeAtLsn', message: { type: M.TimeAtLsn, timeline, lsn: lsn(30_000) } },
+  {
+    name: 'LsnTime',
+    flags: reply,
+    message: { type: M.LsnTime, lsn: lsn(30_000), timeUs: 1_700_000_000_123_456 },
+  },
+  { name: 'Checkpoint', message: { type: M.Checkpoint, timeline } },
+  { name: 'CheckpointReply', flags: reply, message: { type: M.CheckpointReply, durableLsn: lsn(30_000) } },
+  {
+    name: 'GetPages',
+    message: {
+      type: M.GetPages,
+      timeline,
+      lsn: lsn(30_000),
+      notModifiedSinceLsn: lsn(29_000),
+      flags: 0,
+      pages: Uint32Array.of(5, 3, 5, 99, 0, 4_294_967_295),
+    },
+  },
+  {
+    name: 'Pages',
+    flags: reply,
+    bulk: Buffer.concat([pageA, pageB]),
+    message: { type: M.Pages, lsn: lsn(30_000), sections: sections() },
+  },
+  {
+    name: 'Pages-none',
+    flags: reply,
+    message: { type: M.Pages, lsn: lsn(30_000), sections: new PageSections(0) },
+  },
+  {
+    name: 'PageHistory',
+    message: {
+      type: M.PageHistory,
+      timeline,
+      space: 5,
+      page: 3,
+      fromLsn: lsn(0),
+      toLsn: lsn(30_000),
+      limit: 100,
+    },
+  },
+  {
+    name: 'PageHistoryReply',
+    flags: reply,
+    message: {
+      type: M.PageHistoryReply,
+      entries: [
+        { lsn: lsn(300), kind: 'records', bytes: 77, recordTypes: [{ recordType: 0x620, count: 3 }] },
+        { lsn: lsn(200), kind: 'image', bytes: 16384, recordTypes: [] },
+      ],
+      complete: false,
+    },
+  },
+  { name: 'SpaceList', message: { type: M.SpaceList, timeline, lsn: lsn(0) } },
+  {
+    name: 'SpaceListReply',
+    flags: reply,
+    message: {
+      type: M.SpaceListReply,
+      lsn: lsn(30_000),
+      spaces: [
+        { space: 0, flags: 21, pages: 768, external: false, name: './ibdata1' },
+        { space: 5, flags: 21, pages: 6, external: true, name: '/elsewhere/test/t1.ibd' },
+      ],
+    },
+  },
+  { name: 'ImportBegin', message: { type: M.ImportBegin, timeline, startLsn: lsn(12_288), kind: 'partial' } },
+  { name: 'ImportBegun', flags: reply, message: { type: M.ImportBegun, session: 7 } },
+  {
+    name: 'ImportSpace',
+    message: {
+      type: M.ImportSpace,
+      session: 7,
+      space: 5,
+      flags: 21,
+      pages: 6,
+      external: false,
+      name: './test/t1.ibd',
+    },
+  },
+  {
+    name: 'ImportPages',
+    bulk: Buffer.concat([pageA, pageB]),
+    message: {
+      type: M.ImportPages,
+      session: 7,
+      space: 5,
+      pageBytes: 1024,
+      pages: Uint32Array.of(0, crcA, 17, crcB),
+    },
+  },
+  {
+    name: 'ImportEnd',
+    message: { type: M.ImportEnd, session: 7, readableFromLsn: lsn(20_000), spaces: Uint32Array.of(0, 5) },
+  },
+  {
+    name: 'FilePut',
+    bulk: Buffer.from('TYPE=VIEW\n'),
+    message: {
+      type: M.FilePut,
+      timeline,
+      lsn: lsn(30_000),
+      mtimeMs: 1_700_000_000_123,
+      offset: 0,
+      totalBytes: 10,
+      mode: 0o660,
+      path: 'test/v@00e4.frm',
+    },
+  },
+  { name: 'FileDelete', message: { type: M.FileDelete, timeline, lsn: lsn(30_000), path: 'test/t1.frm' } },
+  { name: 'FileList', message: { type: M.FileList, timeline, lsn: lsn(0) } },
+  {
+    name: 'FileListReply',
+    flags: reply,
+    message: {
+      type: M.FileListReply,
+      lsn: lsn(30_000),
+      files: [
+        { lsn: lsn(20_000), mtimeMs: 1_700_000_000_123, totalBytes: 10, mode: 0o660, path: 'test/db.opt' },
+      ],
+    },
+  },
+  { name: 'FileGet', message: { type: M.FileGet, timeline, lsn: lsn(30_000), path: 'test/db.opt' } },
+  {
+    name: 'FileData',
+    flags: reply | FrameFlag.MORE,
+    bulk: Buffer.from('default-character-set=utf8mb4\n'),
+    message: { type: M.FileData, offset: 0, totalBytes: 61, mtimeMs: 1_700_000_000_123, mode: 0o660 },
+  },
+]
