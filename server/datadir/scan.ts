@@ -72,6 +72,8 @@ export interface ScanOptions {
   /** A running server: a page 0 that reads badly is read again, and an empty one is no error. */
   readonly live?: boolean
   readonly signal?: AbortSignal
+  /** Whether a datadir without ib_logfile0 will do. */
+  readonly withoutLog?: boolean
 }
 
 const PAGE_SIZE_MIN = 4096
@@ -98,7 +100,7 @@ export async function scanDatadir(datadir: string, options: ScanOptions = {}): P
   } catch (error) {
     throw explainSystemError(root, error)
   }
-  refuseStrangers(root, names)
+  refuseStrangers(root, names, options.withoutLog ?? false)
   const spaces: SpaceFile[] = []
   const unborn: string[] = []
   const system = await scanSystem(root, names, options)
@@ -173,7 +175,7 @@ async function directories(root: string): Promise<string[]> {
 }
 
 /** Datadirs that look like one of ours at first sight. */
-function refuseStrangers(root: string, names: readonly string[]): void {
+function refuseStrangers(root: string, names: readonly string[], withoutLog: boolean): void {
   const have = new Set(names)
   if (have.has('mysql.ibd') || have.has('#innodb_redo'))
     throw new DatadirError(root, 'is a datadir of MySQL 8 or later; only MariaDB 10.8 and later can be read')
@@ -184,7 +186,7 @@ function refuseStrangers(root: string, names: readonly string[]): void {
         ? 'is empty; give the datadir of a MariaDB server'
         : 'has no ibdata1; is this the datadir of a MariaDB server with InnoDB? (see SELECT @@datadir)',
     )
-  if (!have.has('ib_logfile0'))
+  if (!have.has('ib_logfile0') && !withoutLog)
     throw new DatadirError(
       root,
       have.has('xtrabackup_checkpoints') || have.has('mariadb_backup_checkpoints')
