@@ -116,6 +116,8 @@ export function costlyPages(files: LayerFiles, input: CostlyPagesInput): Uint32A
         found.push(space, page)
         break
       }
+      // A page that was initialised here needs nothing older.
+      if (reader.initLsn(at) > 0) break
     }
   }
   return Uint32Array.from(found)

@@ -35,6 +35,11 @@ const IMAGE_SLICE_BYTES = 16 << 20
 /** Image layers of a compaction, to tell them from those of imports. */
 const COMPACTED_IMAGE_LEVEL = 2
 const RETRY_MS = 5000
+/** While so much redo waits to be taken in, threads are better used for that … */
+const BEHIND_BYTES = 32 << 20
+/** … until so many layers of level 0 have gathered that reads suffer. */
+const LEVEL0_HARD = 48
+const POSTPONE_MS = 200
 
 export class Compactor {
   readonly #timeline: Timeline
@@ -88,6 +93,13 @@ export class Compactor {
     if (catalogueSnapshotDue(manifest.current)) {
       await saveCatalogue(env.store, manifest, catalogue, durableLsn)
       return true
+    }
+    if (this.#timeline.committedLsn - this.#timeline.ingestedLsn > BEHIND_BYTES) {
+      const waiting = manifest.current.layers.filter(layer => layer.level === 0).length
+      if (waiting < LEVEL0_HARD) {
+        await delay(POSTPONE_MS)
+        return true
+      }
     }
     const plan = planCompaction(manifest.current.layers, this.#policy)
     if (plan !== undefined) {

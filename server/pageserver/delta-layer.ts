@@ -243,7 +243,8 @@ export class DeltaLayerWriter {
     if (this.#fill === 0) return
     this.#endFragment(true)
     const raw = this.#stage.subarray(0, this.#fill)
-    const packed = zstdCompress(raw, this.#file.zstdLevel)
+    const level = this.#file.zstdLevel
+    const packed = level === 0 ? raw : zstdCompress(raw, level)
     const pays = packed.length < raw.length
     const stored = pays ? packed : raw
     const row = this.#blocks.add()

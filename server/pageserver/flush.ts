@@ -52,6 +52,8 @@ export function flushMemtable(memory: ArenaMemory, input: FlushInput): LayerSumm
     generation: input.generation,
     lsnStart: input.lsnStart,
     lsnEnd: input.lsnEnd,
+    // The next compaction reads it once and replaces it; compressing it twice would cost more than anything else here.
+    zstdLevel: 0,
   })
   try {
     const chain: number[] = []

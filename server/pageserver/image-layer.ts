@@ -66,7 +66,8 @@ export class ImageLayerWriter {
     let stored = raw
     const offset = this.#file.position
     if (!isZero(raw)) {
-      const packed = zstdCompress(raw, this.#file.zstdLevel)
+      const level = this.#file.zstdLevel
+      const packed = level === 0 ? raw : zstdCompress(raw, level)
       encoding = packed.length < length ? Encoding.ZSTD : Encoding.RAW
       if (encoding === Encoding.ZSTD) stored = packed
       this.#file.append(stored, 0, stored.length)

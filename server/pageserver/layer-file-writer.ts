@@ -32,6 +32,7 @@ export const LAYER_ZSTD_LEVEL = 1
 const OUTPUT_BUFFER_BYTES = 1 << 20
 
 export interface LayerWriterOptions extends Omit<LayerIdentity, 'kind'> {
+  /** 0: blocks and pages are stored as they are, for a layer that will soon be merged into others. */
   readonly zstdLevel?: number
 }
 
@@ -74,7 +75,7 @@ export class LayerFileWriter {
     assertLittleEndian()
     this.path = path
     this.identity = identity
-    this.zstdLevel = checkZstdLevel(zstdLevel)
+    this.zstdLevel = zstdLevel === 0 ? 0 : checkZstdLevel(zstdLevel)
     this.#fd = openSync(path, 'wx', 0o644)
     this.append(encodeLayerHeader(identity), 0, LAYER_HEADER_BYTES)
   }
@@ -105,7 +106,7 @@ export class LayerFileWriter {
         `layer file ${this.path}: section ${kind} would have ${raw.length} bytes; cut layers smaller`,
       )
     if (raw.length === 0) return
-    const packed = zstdCompress(raw, this.zstdLevel)
+    const packed = zstdCompress(raw, this.zstdLevel || LAYER_ZSTD_LEVEL)
     const pays = packed.length < raw.length
     const stored = pays ? packed : raw
     this.#sections[kind] = {

@@ -85,6 +85,9 @@ export class Timeline implements ReadableTimeline {
   readonly #snapshots = new Set<Promise<void>>()
   #scratchNumber = 0
 
+  /** End of the safekeeper's committed log, as far as we heard. */
+  committedLsn: Lsn
+
   /** Told when durableLsn has risen, when ingestion has stopped, and when layers were added. */
   onDurable: () => void = () => {}
   onStopped: () => void = () => {}
@@ -100,6 +103,7 @@ export class Timeline implements ReadableTimeline {
     this.times = parts.times
     this.files = parts.files
     this.#ingestedLsn = current.durableLsn
+    this.committedLsn = current.durableLsn
     this.#open = new Memtable(env.arenas, current.durableLsn)
     this.#layers = new LayerMap(current.layers)
     this.ingest = new RedoIngest(env.arenas, env.foreground, current.innodbPageSize, current.durableLsn, {

@@ -22,6 +22,8 @@ export interface FollowedTimeline {
   readonly id: TimelineId
   readonly ingest: RedoIngest
   readonly durableLsn: Lsn
+  /** End of the safekeeper's committed log, as it was with the last chunk. */
+  committedLsn: Lsn
   /** The safekeeper's log jumps: from the end of what arrived to `toLsn`. Resolves when it is taken care of. */
   logGap(fromLsn: Lsn, toLsn: Lsn, wallTimeUs: number): Promise<void>
   /** For the status: what keeps the follower from following; empty when nothing does. */
@@ -158,6 +160,7 @@ export class WalFollower {
       switch (message.type) {
         case MessageType.WalData:
           ingest.commit(message.beginLsn, message.wallTimeUs)
+          this.#timeline.committedLsn = message.committedLsn
           break
         case MessageType.WalGap:
           if (message.toLsn > ingest.arrivedLsn)
