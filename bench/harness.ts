@@ -37,8 +37,20 @@ export class Report {
     this.options = options
   }
 
+  /**
+   * Adds a result beside those of its group. Of several by the same subject the best is kept: what a machine's other
+   * work does to a measurement is to slow it down.
+   */
   add(result: Result): void {
-    this.results.push(result)
+    const known = this.results.findIndex(
+      ({ group, subject }) => group === result.group && subject === result.subject,
+    )
+    if (known >= 0) {
+      if (this.results[known]!.perSecond < result.perSecond) this.results[known] = result
+      return
+    }
+    const last = this.results.findLastIndex(({ group }) => group === result.group)
+    this.results.splice(last < 0 ? this.results.length : last + 1, 0, result)
   }
 
   /** perSecond divided by the reference's, or undefined where the reference was not measured. */
