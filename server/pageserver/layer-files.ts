@@ -36,7 +36,9 @@ export class LayerFiles {
       max: OPEN_FILES_MAX,
       maxSize: Math.max(1 << 20, bytesMax >> 1),
       sizeCalculation: reader => reader.indexBytes + 1024,
-      dispose: reader => reader.close(),
+      // A merge may open more than fits, and still needs what was opened first: a task is synchronous, so none is under
+      // way in the event loop's next phase.
+      dispose: reader => void setImmediate(() => reader.close()),
     })
   }
 

@@ -6,10 +6,12 @@ import fc from 'fast-check'
 import t from 'tap'
 import { type Lsn, toTimelineId } from '../../protocol/ids.ts'
 import { BlockCache } from '../../server/pageserver/block-cache.ts'
+import { type MergeResult, mergeLayers } from '../../server/pageserver/compact-layers.ts'
 import { DeltaLayerWriter } from '../../server/pageserver/delta-layer.ts'
 import { ImageLayerWriter } from '../../server/pageserver/image-layer.ts'
+import type { LayerSummary } from '../../server/pageserver/layer-file-writer.ts'
+import { LayerFiles } from '../../server/pageserver/layer-files.ts'
 import { LayerReader } from '../../server/pageserver/layer-reader.ts'
-import { mergeLayers } from '../../server/pageserver/merge-layers.ts'
 
 const timeline = toTimelineId('00112233445566778899aabbccddeeff')
 const dir = mkdtempSync(join(tmpdir(), 'palimpsest-layers-'))
@@ -152,15 +154,30 @@ t.test('merging layers of consecutive ranges gives the layer of all their entrie
           all.push(...moved)
           return write(moved, LSN_BASE + i * 20, LSN_BASE + (i + 1) * 20, 1024)
         })
-        const merged = mergeLayers({
-          inputs: paths,
-          outputPrefix: newPath(),
-          timeline,
-          generation: 2,
-          lsnStart: LSN_BASE as Lsn,
-          lsnEnd: (LSN_BASE + 100) as Lsn,
-          layerBytes: cut ? 2000 : 1 << 30,
-        })
+        const inputs = paths.map((path, i) => ({
+          kind: 'delta' as const,
+          path,
+          lsnStart: (LSN_BASE + i * 20) as Lsn,
+          lsnEnd: (LSN_BASE + (i + 1) * 20) as Lsn,
+        }))
+        const merged: { path: string; summary: LayerSummary }[] = []
+        const open = new LayerFiles(1 << 20)
+        for (let from: MergeResult['next'] = null; ; ) {
+          const path = newPath()
+          const slice: MergeResult = mergeLayers(open, {
+            inputs,
+            path,
+            timeline,
+            generation: 2,
+            lsnStart: LSN_BASE as Lsn,
+            lsnEnd: (LSN_BASE + 100) as Lsn,
+            from,
+            layerBytes: cut ? 2000 : 1 << 30,
+          })
+          merged.push({ path, summary: slice.summary })
+          if (slice.next === null) break
+          from = slice.next
+        }
         const sorted = inOrder(all)
         let entries = 0
         for (const { path, summary } of merged) {

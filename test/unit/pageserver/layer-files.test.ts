@@ -1,0 +1,35 @@
+import { copyFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { type Lsn, toTimelineId } from '../../../protocol/ids.ts'
+import { DeltaLayerWriter } from '../../../server/pageserver/delta-layer.ts'
+import { LayerFiles } from '../../../server/pageserver/layer-files.ts'
+
+t.test('a reader that gives way to others can be used to the end of the task', async t => {
+  const dir = t.testdir()
+  const path = join(dir, 'layer')
+  const writer = new DeltaLayerWriter(path, {
+    timeline: toTimelineId('00'.repeat(16)),
+    generation: 1,
+    lsnStart: 0 as Lsn,
+    lsnEnd: 100 as Lsn,
+  })
+  writer.beginPage(1, 1)
+  writer.addEntry(50, 0, Buffer.from('entry'), 0, 5)
+  writer.finish({ timeSamples: [{ lsn: 50 as Lsn, timeUs: 1 }] })
+  const files = new LayerFiles(1 << 20)
+  const first = files.open(path)
+  for (let i = 0; i < 150; i++) {
+    const copy = join(dir, `copy${i}`)
+    copyFileSync(path, copy)
+    files.open(copy)
+  }
+  const found: string[] = []
+  first.forEachEntry(first.findPage(1, 1), 0, 100, (buf, start, end) =>
+    found.push(buf.toString('latin1', start, end)),
+  )
+  t.same(found, ['entry'])
+  t.not(files.open(path), first, 'it was evicted')
+  await new Promise(resolve => setImmediate(() => setImmediate(resolve)))
+  t.throws(() => first.timeSamples(), 'and closed afterwards')
+})
