@@ -10,7 +10,7 @@ import t from 'tap'
 import { compareWithDatadir } from '../support/compare-datadir.ts'
 import { copyDatadir, type MariadbOptions, MariadbServer, mariadbSkip } from '../support/mariadb.ts'
 import { NaiveReplay } from '../support/naive-replay.ts'
-import { runNastySql } from '../support/nasty-sql.ts'
+import { runNastySql, truncateUndo } from '../support/nasty-sql.ts'
 
 const UNDO = [
   '--innodb-undo-log-truncate=ON',
@@ -22,12 +22,14 @@ interface Case {
   readonly name: string
   readonly options: MariadbOptions
   readonly rows: number
+  readonly undoTruncation?: boolean
 }
 
 const CASES: readonly Case[] = [
   {
     name: '16 KiB pages, full_crc32, three undo tablespaces, small buffer pool',
     rows: 8000,
+    undoTruncation: true,
     options: { installArgs: ['--innodb-undo-tablespaces=3'], bufferPoolBytes: 8 << 20, args: UNDO },
   },
   {
@@ -43,7 +45,7 @@ const CASES: readonly Case[] = [
   { name: '32 KiB pages', rows: 6000, options: { pageSizeBytes: 32768, args: UNDO } },
 ]
 
-for (const { name, options, rows } of CASES) {
+for (const { name, options, rows, undoTruncation } of CASES) {
   t.test(name, { skip: mariadbSkip(), timeout: 600_000 }, async t => {
     const server = await MariadbServer.create(t, { ...options, logFileSizeBytes: 1 << 30 })
     await server.stop()
@@ -53,6 +55,10 @@ for (const { name, options, rows } of CASES) {
     await copyDatadir(server.datadir, base)
     await server.start()
     await runNastySql(server, { rows, statements: rows >> 3, zip: (options.pageSizeBytes ?? 16384) <= 16384 })
+    if (undoTruncation) {
+      await truncateUndo(server)
+      await server.sql('UPDATE nasty.sb SET k = k + 1')
+    }
     await server.stop()
 
     const replay = NaiveReplay.load(base)
@@ -62,6 +68,7 @@ for (const { name, options, rows } of CASES) {
     const result = compareWithDatadir(server.datadir, (space, pageNo) =>
       replay.spaces.has(space) ? replay.writtenPage(space, pageNo) : undefined,
     )
+    if (undoTruncation) t.ok(replay.trims > 0, `${replay.trims} undo tablespaces started over`)
     t.comment(`compared ${result.compared} pages in ${result.files} files; left out ${result.free} free ones`)
     t.same(result.differences, [])
     t.equal(result.differing, 0)

@@ -55,6 +55,8 @@ export class NaiveReplay {
   /** End LSN of the last mini-transaction applied; the checkpoint before the first. */
   lsn: Lsn = toLsn(0)
   mtrs = 0
+  /** TRIM_PAGES records seen. */
+  trims = 0
   records = 0
   onMtr: MtrListener | undefined
 
@@ -202,6 +204,7 @@ export class NaiveReplay {
       if (cursor.type === RecordType.EXTENDED && cursor.subtype === ExtendedSubtype.TRIM_PAGES) {
         // The undo tablespace starts over: nothing that was in it counts any more.
         this.spaces.get(cursor.space)?.pages.clear()
+        this.trims++
         continue
       }
       if (cursor.type === RecordType.WRITE && cursor.page === 0) this.#noteFlags(records)

@@ -158,6 +158,26 @@ async function concurrentWriters(server: MariadbServer, { rows, statements }: Na
   await Promise.all(Array.from({ length: 6 }, (_, n) => writer(n)))
 }
 
+/**
+ * Fills the undo tablespaces until InnoDB starts one of them over (TRIM_PAGES). Needs two of them at least,
+ * innodb_undo_log_truncate=ON and the smallest innodb_max_undo_log_size.
+ */
+export async function truncateUndo(server: MariadbServer, deadlineMs = 120_000): Promise<void> {
+  await server.sql(`
+    CREATE DATABASE IF NOT EXISTS nasty; USE nasty;
+    CREATE TABLE nasty.fat (id INT PRIMARY KEY, a VARCHAR(400) CHARACTER SET latin1) ENGINE=InnoDB;
+    INSERT INTO nasty.fat SELECT seq, REPEAT('u', 350) FROM seq_1_to_20000;
+  `)
+  const deadline = performance.now() + deadlineMs
+  for (let round = 0; ; round++) {
+    await server.sql(`UPDATE nasty.fat SET a = REPEAT(CHAR(97 + ${round} % 26), 350)`)
+    await server.sql('SET GLOBAL innodb_max_purge_lag_wait = 0')
+    const [status] = await server.sql<{ Value: string }>("SHOW GLOBAL STATUS LIKE 'Innodb_undo_truncations'")
+    if (Number(status?.Value) >= 2) return
+    if (performance.now() > deadline) throw new Error('no undo tablespace was truncated')
+  }
+}
+
 /** Runs everything. The server needs undo truncation switched on for that part of it to happen. */
 export async function runNastySql(server: MariadbServer, options: NastyOptions): Promise<void> {
   await server.sql('CREATE DATABASE nasty')
@@ -166,7 +186,6 @@ export async function runNastySql(server: MariadbServer, options: NastyOptions):
   await otherIndexes(server, options)
   await tablespaces(server, options)
   await concurrentWriters(server, options)
-  // Fat undo, and then purge catching up, so that undo tablespaces are truncated.
   await server.sql(
     `USE nasty; UPDATE nasty.bulk SET a = CONCAT('u', a); UPDATE nasty.sb SET pad = 'same'; DELETE FROM nasty.bulk WHERE id % 2`,
   )
