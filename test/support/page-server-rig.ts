@@ -1,4 +1,6 @@
 /** A page server with a log keeper in memory, in a directory of its own, and the golden logs to feed it with. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -95,6 +97,8 @@ export function* chunksOf(log: GoldenLog, size: () => number): Generator<Uint8Ar
 }
 
 export interface RigOptions {
+  /** The page server runs in a process of its own, which `kill` ends without warning. */
+  readonly ownProcess?: boolean
   readonly memoryBytes?: number
   readonly flushBytes?: number
   readonly workers?: number
@@ -106,6 +110,7 @@ export class Rig {
   readonly #options: RigOptions
   #walListener: Listener | undefined
   #listener: Listener | undefined
+  #child: ChildProcess | undefined
   server: PageServer | undefined
   connection!: Connection
 
@@ -118,6 +123,10 @@ export class Rig {
     if (this.#walListener === undefined) {
       this.#walListener = new Listener({ host: '127.0.0.1', port: 0, log, services: [this.wal] })
       await this.#walListener.listen()
+    }
+    if (this.#options.ownProcess === true) {
+      await this.#startChild(this.#walListener.port)
+      return
     }
     this.#listener = new Listener({ host: '127.0.0.1', port: 0, log })
     await this.#listener.listen()
@@ -134,6 +143,26 @@ export class Rig {
     this.connection = await Connection.connect({ host: '127.0.0.1', port: this.#listener.port })
   }
 
+  async #startChild(walPort: number): Promise<void> {
+    const script = fileURLToPath(new URL('page-server-process.ts', import.meta.url))
+    const args = [script, this.dir, String(walPort), String(this.#options.flushBytes ?? 0)]
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.#child = child
+    const [line] = (await once(child.stdout, 'data')) as [Buffer]
+    this.connection = await Connection.connect({ host: '127.0.0.1', port: Number(line.toString()) })
+  }
+
+  /** SIGKILL. */
+  async kill(): Promise<void> {
+    const child = this.#child
+    this.#child = undefined
+    if (child === undefined) return
+    const ended = once(child, 'exit')
+    child.kill('SIGKILL')
+    await ended
+    this.connection.close()
+  }
+
   async stop(): Promise<void> {
     this.connection.close()
     await this.#listener?.close()
@@ -143,6 +172,7 @@ export class Rig {
 
   async destroy(): Promise<void> {
     if (this.server !== undefined) await this.stop()
+    await this.kill()
     await this.#walListener?.close()
     rmSync(this.dir, { recursive: true, force: true })
   }

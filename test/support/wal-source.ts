@@ -87,6 +87,8 @@ export class WalSource implements Service {
   async #read(message: WalRead, ctx: RequestContext): Promise<void> {
     const log = this.#logs.get(message.timeline)
     if (log === undefined) throw new Error(`no log ${message.timeline}`)
+    if (message.fromLsn < log.trimmed)
+      throw new Error(`LSN ${message.fromLsn} was trimmed up to ${log.trimmed}`)
     this.readers.add(ctx)
     let at = log.chunks.findIndex(chunk => chunk.end > message.fromLsn)
     if (at < 0) at = log.chunks.length
