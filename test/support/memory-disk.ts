@@ -26,6 +26,8 @@ export class MemoryDisk implements Disk {
   /** Total bytes of all files before writes and creations fail with ENOSPC. */
   capacity = Number.POSITIVE_INFINITY
   syncs = 0
+  /** A disk that says it has synced and has not. */
+  lies = false
 
   get used(): number {
     let bytes = 0
@@ -97,6 +99,7 @@ export class MemoryDisk implements Disk {
         await Promise.resolve()
         this.hook('datasync', path, 0)
         this.syncs++
+        if (this.lies) return
         const writes = file.pending.splice(0, covered)
         let { durable } = file
         for (const { position, data } of writes) {

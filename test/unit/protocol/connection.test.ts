@@ -407,3 +407,43 @@ t.test('connections are limited, and a server that is none is recognised', async
   const { port } = web.address() as { port: number }
   await t.rejects(Connection.connect({ host: '127.0.0.1', port }), like({ message: /is no frame/ }))
 })
+
+t.test('peers that stop half-way are cut off', async t => {
+  const { listener } = await start(t, { stalledMs: 100, sendBytesMax: 1 << 20 })
+  const w = new FrameWriter()
+  const hello = {
+    type: MessageType.Hello,
+    versionMin: 1,
+    versionMax: 1,
+    features: 0,
+    frameBytesMax: 1 << 24,
+    token: '',
+    software: 't',
+  }
+  const encode = (message: object, requestId: number) =>
+    Buffer.concat(w.encode({ requestId, message: message as AnyMessage }))
+  const talk = (bytes: Buffer, reads: boolean) =>
+    new Promise<void>(resolve => {
+      const socket = connectSocket(listener.port, '127.0.0.1')
+      socket.on('error', () => {})
+      socket.on('close', () => resolve())
+      if (reads) socket.on('data', () => {})
+      else socket.pause()
+      socket.write(bytes)
+      t.teardown(() => socket.destroy())
+    })
+  await talk(Buffer.concat([encode(hello, 0), encode(getPages(1), 1).subarray(0, 50)]), true)
+  t.pass('half a frame')
+  // More answers than the kernel buffers; the server must neither keep them all nor wait for ever.
+  const requests = Array.from({ length: 900 }, (_, i) => encode(getPages(10), i + 1))
+  const before = process.memoryUsage().rss
+  void talk(Buffer.concat([encode(hello, 0), ...requests]), false)
+  while (listener.connections === 0) await new Promise(resolve => setTimeout(resolve, 1))
+  while (listener.connections > 0) await new Promise(resolve => setTimeout(resolve, 10))
+  t.ok(process.memoryUsage().rss - before < 200 * 1024 * 1024)
+
+  const idle = await Connection.connect({ host: '127.0.0.1', port: listener.port })
+  await new Promise(resolve => setTimeout(resolve, 350))
+  await idle.request({ type: MessageType.Ping })
+  idle.close()
+})
