@@ -41,7 +41,7 @@ const layerSchema = z
   .object({
     key,
     kind: z.enum(['delta', 'image']),
-    /** 0: a memtable as it was written out, of all pages. 1: compacted, cut by pages. Images have 1. */
+    /** Delta, 0: a memtable as it was written out, of all pages; 1: compacted, cut by pages. Image, 1: import; 2: compaction. */
     level: z.number().int().min(0).max(15),
     /** Of a delta layer of level 1: its pages have been considered for images (core/plan.ts). */
     imagesDone: z.boolean(),
