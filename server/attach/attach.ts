@@ -159,10 +159,12 @@ class Session {
       inspect: chunk => this.#inspect(chunk),
       onOvertaken: step => this.#overtaken(step),
     })
+    // Files of a stopped server are as old as its pages, however far the redo has been read meanwhile.
+    const begin = tail.position
     this.#capture = new FileCapture({
       datadir: options.datadir,
       sink: this.#fileSink(),
-      position: () => tail.position,
+      position: options.live ? () => tail.position : () => begin,
       ...(options.rules ? { rules: options.rules } : {}),
       warn: text => options.progress.message(text),
     })
@@ -405,7 +407,7 @@ class Session {
     for (const space of scan.spaces) await session.copy(space)
     await session.drained()
     task.finish()
-    const end = await this.#coveringLsn(session)
+    const end = await this.#coveringLsn(session, job.startLsn)
     // What can be read has its other files, too.
     await this.#firstSweep
     // The page server must know of the gap that this import mends, and be able to read at its end.
@@ -422,8 +424,8 @@ class Session {
     )
   }
 
-  /** The first LSN at which the copied pages are all covered by redo that is durable. */
-  async #coveringLsn(session: PageImport): Promise<Lsn> {
+  /** The LSN from which on the copied pages are right, with all of the redo up to it durable. */
+  async #coveringLsn(session: PageImport, startLsn: Lsn): Promise<Lsn> {
     // Pages are written after their redo, so the log file has all of it by now: its end is enough, and is soon reached.
     const end = await this.#pump.caughtUp()
     if (end < session.maxPageLsn)
@@ -431,6 +433,9 @@ class Session {
         `a page has LSN ${session.maxPageLsn}, but the redo log ends at LSN ${end}; the log does not belong to this datadir, or was cut`,
         end,
       )
+    // The files of a stopped server stood still: their newest page tells how far they are, and all that is in the
+    // redo beyond can be read as well.
+    if (!this.#o.live) return session.maxPageLsn > startLsn ? session.maxPageLsn : startLsn
     return end
   }
 
@@ -498,7 +503,7 @@ class Session {
     })
     const done: Promise<void> = (async () => {
       for (const file of found) await session.copy(file)
-      const end = await this.#coveringLsn(session)
+      const end = await this.#coveringLsn(session, lsn)
       await session.end(end, exist)
       this.#totals.importedPages += session.pages
     })()

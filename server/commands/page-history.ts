@@ -52,7 +52,7 @@ Example:
       }
       const table = new Table({
         head: ['LSN', 'what', 'bytes', 'records'],
-        style: { head: [], border: [] },
+        style: { head: [], border: [], compact: true },
         colAligns: ['right', 'left', 'right', 'left'],
       })
       for (const row of rows)

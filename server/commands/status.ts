@@ -94,7 +94,7 @@ function statusTable(rows: readonly TimelineRow[]): string {
       'layers',
     ],
     colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'left', 'right', 'right'],
-    style: { head: [], border: [] },
+    style: { head: [], border: [], compact: true },
   })
   for (const { pages, redo } of rows) {
     const summary = pages?.summary

@@ -89,7 +89,7 @@ export function timelineTable(timelines: readonly TimelineSummary[]): string {
   const table = new Table({
     head: ['name', 'state', 'page', 'readable from', 'ingested', 'durable', 'newest change'],
     colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'left'],
-    style: { head: [], border: [] },
+    style: { head: [], border: [], compact: true },
   })
   for (const t of timelines)
     table.push([
