@@ -1,11 +1,11 @@
 /**
  * How fast delta layers are written and read, on one core, per zstd level and block size:
  *
- *     node bench/micro/layer.ts [--redo IB_LOGFILE0] [--max-bytes N] [--skip-bytes N] [--rounds N] [--levels -7,-3,1,3]
+ *     node bench/micro/layer.ts [--redo IB_LOGFILE0] [--max-bytes N] [--skip-bytes N] [--rounds N] [--levels 0,-3,1,3]
  *                               [--block-bytes 65536] [--json]
  *
  * The reference is bare zstd from node:zlib on the same bytes: all entries of the redo sorted by page, cut into
- * blocks of the same size, no CRCs, no index, no file. "entries alone" is what the writer does beside compressing, taken
+ * blocks of the same size, no CRCs, no index, no file (level 0, uncompressed: a copy). "entries alone" is what the writer does beside compressing, taken
  * as the difference. Times are those of the processor; medians of the rounds. Without --redo it takes the recorded 4k log
  * of the tests.
  */
@@ -136,7 +136,7 @@ export const benchmark: Benchmark = {
   --max-bytes N      redo to take (default 48 MiB)
   --skip-bytes N     redo to pass over first
   --rounds N         (default 3)
-  --levels L,L,…     zstd levels (default -7,-3,1,3)
+  --levels L,L,…     zstd levels (default 0,-3,1,3; 0: uncompressed)
   --block-bytes N,…  uncompressed sizes of blocks (default 65536)`,
   options: {
     redo: { type: 'string' },
@@ -150,7 +150,7 @@ export const benchmark: Benchmark = {
     const maxBytes = wholeNumber(values['max-bytes'], 48 << 20, 'max-bytes')
     const skip = wholeNumber(values['skip-bytes'], 0, 'skip-bytes', 0)
     const rounds = wholeNumber(values['rounds'], 3, 'rounds')
-    const levels = String(values['levels'] ?? '-7,-3,1,3')
+    const levels = String(values['levels'] ?? '0,-3,1,3')
       .split(',')
       .map(Number)
     const blockSizes = String(values['block-bytes'] ?? '65536')
@@ -185,12 +185,12 @@ export const benchmark: Benchmark = {
             blocks.length = 0
             for (let at = 0; at < sorted.length; at += blockBytes) {
               const block = sorted.subarray(at, Math.min(sorted.length, at + blockBytes))
-              blocks.push({ stored: zstdCompress(block, level), raw: block.length })
+              blocks.push({ stored: level === 0 ? Buffer.from(block) : zstdCompress(block, level), raw: block.length })
             }
           })
           const bareBytes = blocks.reduce((sum, block) => sum + block.stored.length, 0)
           const bareRead = median(rounds, () => {
-            for (const { stored, raw } of blocks) zstdDecompress(stored, raw)
+            for (const { stored, raw } of blocks) level === 0 ? Buffer.from(stored) : zstdDecompress(stored, raw)
           })
 
           const file = join(dir, 'layer')
@@ -241,7 +241,7 @@ export const benchmark: Benchmark = {
           })
           reader.close()
 
-          const group = `level ${level}, ${blockBytes >> 10} KiB`
+          const group = `level ${level}, ${blockBytes >> 10} KiB${level === 0 ? ' (reference: a copy)' : ''}`
           const ratio = (bytes: number) => Number((entryBytes / bytes).toFixed(2))
           report.add({
             group: `write, ${group}`,
