@@ -7,6 +7,7 @@ import { createLog, type Log } from '../shared/log.ts'
 import { addressArgument, DEFAULT_ADDRESS } from './common.ts'
 
 export interface ServeOptions {
+  id?: string
   data: string
   listen: Address
   logLevel: string
@@ -53,6 +54,7 @@ export async function serve(
   const listener = new Listener({
     ...options.listen,
     log,
+    nodeId: options.id,
     insecureListen: options.insecureListen,
     software: `palimpsest ${packageVersion()}`,
   })
