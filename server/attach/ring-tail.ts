@@ -29,10 +29,12 @@ import {
   parseLogFileHead,
 } from '../../parser/log-file.ts'
 import { describeScanResult, MTR_SCAN_BYTES_MAX, MtrScanner, ScanResult } from '../../parser/mtr-scanner.ts'
+import { read4 } from '../../parser/page-format.ts'
 import { CorruptRedoError } from '../../parser/record-decoder.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { explainSystemError, isMissing } from '../datadir/errors.ts'
 import { corruptError, PalimpsestError } from '../shared/errors.ts'
+import { BLOCK_BYTES_MOST, StaleGuard } from './stale-guard.ts'
 
 /** Bytes asked of the file at a time; a chunk has at most so many plus one mini-transaction. */
 export const CHUNK_BYTES_MAX = 1 << 20
@@ -40,6 +42,14 @@ export const CHUNK_BYTES_MAX = 1 << 20
 const PEEK_BYTES = 4096
 /** So much of what was handed out is compared with every look: the end of a mini-transaction and its checksum. */
 const CONTINUITY_BYTES = 32
+/**
+ * A mini-transaction that repeats an earlier one is believed after so long: the server writes out its log buffer every
+ * second (innodb_flush_log_at_timeout), and with it whatever has the place.
+ */
+const SUSPECT_MS = 3000
+const SUSPECT_LOOK_BYTES = 65536
+/** Redo before the position that is compared with when nothing else is known. */
+const PRELOAD_BYTES = 4 << 20
 /** How often the path is looked at for a new file while the old one still grows. */
 const REPLACED_CHECK_MS = 100
 /** Bit 7 of a mini-transaction's first byte: its first record is about a file (mtr0types.h). */
@@ -160,6 +170,10 @@ export class RingTail {
   readonly path: string
   readonly #cold: boolean
   readonly #scanner = new MtrScanner()
+  #guard = new StaleGuard()
+  /** A mini-transaction that may be remains, by its distance from the first LSN. */
+  #suspect: { readonly offset: number; readonly crc: number; readonly since: number } | undefined
+  #suspects = 0
   #log: OpenLog
   /** The file that now bears the name, while the old one is read to its end. */
   #next: OpenLog | undefined
@@ -195,11 +209,25 @@ export class RingTail {
     const tail = new RingTail(path, log, position, options.cold ?? false)
     try {
       if (options.fromLsn !== undefined) await tail.#verifyPosition()
+      await tail.#resetGuard()
     } catch (error) {
       await tail.close()
       throw error
     }
     return tail
+  }
+
+  /** Begins to look for repetitions anew: in this log, from this position on. */
+  async #resetGuard(): Promise<void> {
+    this.#guard = new StaleGuard()
+    this.#suspect = undefined
+    if (this.#cold) return
+    const { firstLsn, capacity } = this.#log.geometry
+    const bytes = Math.min(PRELOAD_BYTES, this.#position - firstLsn, capacity)
+    if (bytes <= 0) return
+    const buffer = Buffer.allocUnsafeSlow(bytes)
+    const have = await this.#readRing(buffer, 0, (this.#position - bytes) as Lsn, bytes)
+    if (have === bytes) this.#guard.preload(buffer, this.#position - firstLsn)
   }
 
   async close(): Promise<void> {
@@ -241,6 +269,7 @@ export class RingTail {
     this.#position = lsn
     this.#continuity = new Uint8Array(0)
     this.#lookBytes = CHUNK_BYTES_MAX
+    await this.#resetGuard()
   }
 
   /** Reads `bytes` of the log from `lsn` on, the ring laid out in a line. Returns how many there were. */
@@ -266,7 +295,8 @@ export class RingTail {
   async step(thorough = false): Promise<TailStep> {
     if (this.#position < this.#log.geometry.firstLsn) return await this.#lost('the log file begins later')
     const before = Math.min(this.#continuity.length, this.#position - this.#log.geometry.firstLsn)
-    let look = this.#lookBytes
+    // Whether a suspect is to be believed is seen from what comes after its block.
+    let look = this.#suspect ? Math.max(this.#lookBytes, SUSPECT_LOOK_BYTES) : this.#lookBytes
     for (;;) {
       const buffer = Buffer.allocUnsafe(before + look)
       const have = await this.#readRing(buffer, 0, (this.#position - before) as Lsn, before + look)
@@ -278,23 +308,7 @@ export class RingTail {
         ) !== 0
       )
         return await this.#broken()
-      const fileMtrs: number[] = []
-      let at = before
-      let stop: ScanResult = ScanResult.NEED_MORE
-      while (at < have) {
-        stop = this.#scanner.scan(
-          buffer,
-          at,
-          have,
-          (this.#position + (at - before)) as Lsn,
-          this.#log.geometry,
-        )
-        if (stop !== ScanResult.COMPLETE) break
-        // Records about files come before those about pages.
-        if (buffer[at]! >= FILE_RECORD) fileMtrs.push(at - before, this.#scanner.mtrEnd - before)
-        at = this.#scanner.mtrEnd
-        this.#mtrs++
-      }
+      const { at, fileMtrs, stop } = this.#scan(buffer, before, have)
       const consumedBytes = at - before
       if (consumedBytes === 0) {
         if (stop === ScanResult.NEED_MORE && have === before + look && look < MTR_SCAN_BYTES_MAX) {
@@ -322,6 +336,61 @@ export class RingTail {
     }
   }
 
+  /** The mini-transactions in `buffer[start, end)`, the first of which begins at the position. */
+  #scan(
+    buffer: Uint8Array,
+    start: number,
+    end: number,
+  ): { readonly at: number; readonly fileMtrs: readonly number[]; readonly stop: ScanResult } {
+    const { geometry } = this.#log
+    const scanner = this.#scanner
+    const position = this.#position
+    const base = position - geometry.firstLsn
+    const fileMtrs: number[] = []
+    /** Start and end in the buffer, and checksum, of those that the last block may hold. */
+    const recent: number[] = []
+    let at = start
+    let stop: ScanResult = ScanResult.NEED_MORE
+    while (at < end) {
+      stop = scanner.scan(buffer, at, end, (position + (at - start)) as Lsn, geometry)
+      if (stop !== ScanResult.COMPLETE) break
+      recent.push(at, scanner.mtrEnd, read4(buffer, scanner.mtrEnd - 4))
+      // Records about files come before those about pages.
+      if (buffer[at]! >= FILE_RECORD) fileMtrs.push(at - start, scanner.mtrEnd - start)
+      at = scanner.mtrEnd
+      this.#mtrs++
+    }
+    // The block in which the chain ends is the only one whose end may be remains of the log buffer.
+    const lastBlock = Math.floor((base + (at - start) - 1) / BLOCK_BYTES_MOST) * BLOCK_BYTES_MOST
+    for (let i = 0; i < recent.length; i += 3) {
+      const mtr = recent[i]!
+      const offset = base + (mtr - start)
+      const crc = recent[i + 2]!
+      if (!this.#cold && offset >= lastBlock && !this.#isCredible(offset, crc, buffer, mtr, recent[i + 1]!)) {
+        while (fileMtrs.length > 0 && fileMtrs.at(-2)! >= mtr - start) fileMtrs.length -= 2
+        this.#mtrs -= (recent.length - i) / 3
+        return { at: mtr, fileMtrs, stop: ScanResult.SEQUENCE_BIT }
+      }
+      this.#guard.add(offset, crc)
+    }
+    return { at, fileMtrs, stop }
+  }
+
+  #isCredible(offset: number, crc: number, buffer: Uint8Array, start: number, end: number): boolean {
+    if (!this.#guard.isRepeated(offset, crc, buffer, start, end)) return true
+    const now = performance.now()
+    const suspect = this.#suspect
+    if (suspect?.offset === offset && suspect.crc === crc) return now - suspect.since >= SUSPECT_MS
+    this.#suspect = { offset, crc, since: now }
+    this.#suspects++
+    return false
+  }
+
+  /** Mini-transactions that were not believed at first sight. */
+  get suspects(): number {
+    return this.#suspects
+  }
+
   /** Mini-transactions handed out so far. */
   get mtrs(): number {
     return this.#mtrs
@@ -333,6 +402,12 @@ export class RingTail {
     const time = performance.now()
     if (!thorough && time < this.#idleCheckAt) return { kind: 'idle' }
     this.#idleCheckAt = time + IDLE_CHECK_MS
+    if (this.#suspect?.offset === this.#position - this.#log.geometry.firstLsn) {
+      // Below the checkpoint everything was written for good.
+      if ((await this.refreshCheckpoint()) <= this.#position) return { kind: 'wait' }
+      this.#suspect = { ...this.#suspect, since: Number.NEGATIVE_INFINITY }
+      return { kind: 'idle' }
+    }
     await this.#noticeReplacement(true)
     if ((await this.refreshCheckpoint()) > this.#position) {
       // Property 3. The read may have been older than the checkpoint: look once more.
@@ -422,6 +497,7 @@ export class RingTail {
     this.#next = undefined
     await old.file.close()
     await this.#verifyPosition()
+    await this.#resetGuard()
     return { kind: 'idle' }
   }
 
