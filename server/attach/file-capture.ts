@@ -119,6 +119,8 @@ export class FileCapture {
 
   /** Starts to watch. `poll` must be called now and then. */
   watch(): void {
+    this.#watching = true
+    // The directories below join in with the next sweep.
     this.#watchDirectory('')
   }
 
@@ -181,12 +183,6 @@ export class FileCapture {
   #watching = false
 
   #watchDirectory(directory: string): void {
-    if (directory === '' && !this.#watching) {
-      if (this.#lastSweep === Number.NEGATIVE_INFINITY) {
-        // Called by the owner before the first sweep.
-        this.#watching = true
-      } else return
-    }
     if (!this.#watching || this.#closed || this.#watchers.has(directory)) return
     try {
       const watcher = watch(join(this.#options.datadir, directory), { persistent: false }, (_event, name) => {

@@ -1,0 +1,113 @@
+import { appendFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { toLsn } from '../../../protocol/ids.ts'
+import { FILE_PIECE_BYTES, FileCapture } from '../../../server/attach/file-capture.ts'
+
+interface Version {
+  lsn: number
+  content: Buffer | undefined
+}
+
+/** A receiver that holds what it was sent, and checks that pieces come in order. */
+function setUp(t: Test) {
+  const dir = t.testdir()
+  const files = new Map<string, Version[]>()
+  const pieces = new Map<string, Buffer[]>()
+  const state = { lsn: 100, onPiece: async (): Promise<void> => {} }
+  const add = (path: string, version: Version): void => {
+    files.set(path, [...(files.get(path) ?? []), version])
+  }
+  const capture = new FileCapture({
+    datadir: dir,
+    position: () => toLsn(state.lsn),
+    sink: {
+      async putPiece({ path, lsn, totalBytes }, offset, piece) {
+        const held = offset === 0 ? [] : (pieces.get(path) ?? [])
+        t.equal(Buffer.concat(held).length, offset)
+        held.push(Buffer.from(piece))
+        pieces.set(path, held)
+        const content = Buffer.concat(held)
+        if (content.length === totalBytes) add(path, { lsn, content })
+        await state.onPiece()
+      },
+      async remove(path, lsn) {
+        add(path, { lsn, content: undefined })
+      },
+    },
+  })
+  t.teardown(() => capture.close())
+  return { dir, files, state, capture }
+}
+
+t.test('takes all files, then only those that changed', async t => {
+  const { dir, files, state, capture } = setUp(t)
+  mkdirSync(join(dir, 'db'))
+  writeFileSync(join(dir, 'db/t.frm'), 'one')
+  writeFileSync(join(dir, 'db/t.ibd'), 'not this')
+  writeFileSync(join(dir, 'aria_log_control'), '')
+  await sleep(60)
+  await capture.sweep()
+  t.strictSame([...files.keys()].sort(), ['aria_log_control', 'db/t.frm'])
+  state.lsn = 200
+  await capture.sweep()
+  t.equal(files.get('db/t.frm')!.length, 1, 'nothing changed, nothing sent')
+  writeFileSync(join(dir, 'db/t.frm'), 'two')
+  rmSync(join(dir, 'aria_log_control'))
+  state.lsn = 300
+  await capture.sweep()
+  t.strictSame(files.get('db/t.frm')!.at(-1), { lsn: 300, content: Buffer.from('two') })
+  t.strictSame(files.get('aria_log_control')!.at(-1), { lsn: 300, content: undefined })
+})
+
+t.test('notices changes by itself, new directories too', async t => {
+  const { dir, files, state, capture } = setUp(t)
+  await capture.sweep()
+  capture.watch()
+  await capture.idle()
+  state.lsn = 500
+  mkdirSync(join(dir, 'fresh'))
+  writeFileSync(join(dir, 'fresh/db.opt'), 'charset')
+  for (let i = 0; i < 2000 && !files.has('fresh/db.opt'); i++) {
+    capture.poll()
+    await sleep(5)
+  }
+  t.equal(files.get('fresh/db.opt')!.at(-1)!.content!.toString(), 'charset')
+})
+
+t.test('a file that changes while it is read is read again', async t => {
+  const { dir, files, state, capture } = setUp(t)
+  const path = join(dir, 'table.MYD')
+  writeFileSync(path, Buffer.alloc(FILE_PIECE_BYTES * 3, 'a'))
+  await sleep(60)
+  let grown = false
+  state.onPiece = async () => {
+    if (grown) return
+    grown = true
+    appendFileSync(path, 'the end')
+  }
+  await capture.sweep()
+  await capture.idle()
+  const versions = files.get('table.MYD')!
+  t.ok(
+    versions.every(version => version.content!.toString().endsWith('the end')),
+    'no half version was completed',
+  )
+})
+
+t.test('what the receiver has is not sent again after a restart', async t => {
+  const { dir, files, capture } = setUp(t)
+  writeFileSync(join(dir, 'same'), 'same')
+  writeFileSync(join(dir, 'other'), 'other')
+  const { statSync } = await import('node:fs')
+  const { mtimeMs } = statSync(join(dir, 'same'))
+  capture.assume([
+    { path: 'same', totalBytes: 4, mtimeMs: Math.floor(mtimeMs) },
+    { path: 'other', totalBytes: 99, mtimeMs: Math.floor(mtimeMs) },
+    { path: 'gone', totalBytes: 1, mtimeMs: 0 },
+  ])
+  await capture.sweep()
+  t.strictSame([...files.keys()].sort(), ['gone', 'other'])
+  t.equal(files.get('gone')![0]!.content, undefined)
+})
