@@ -190,11 +190,16 @@ export class Rig {
     await this.connection.request(request)
   }
 
-  /** Imports everything that the oracle holds, as of where it stands. */
+  /**
+   * Imports everything that the oracle holds, as of where it stands. `later` is a second oracle, further on: each page
+   * is taken from one or the other as `choose` says, as if it had been copied while the server ran.
+   */
   async import(
     replay: NaiveReplay,
     readableFromLsn: number,
     kind: 'full' | 'partial' = 'full',
+    later: NaiveReplay = replay,
+    choose: () => boolean = () => false,
   ): Promise<void> {
     const begin: ImportBegin = {
       type: MessageType.ImportBegin,
@@ -219,7 +224,10 @@ export class Rig {
       await this.connection.request(announce)
       for (let at = 0; at < numbers.length; at += 32) {
         const pages = numbers.slice(at, at + 32)
-        const bulk = pages.map(page => replay.writtenPage(space.id, page))
+        const bulk = pages.map(page => {
+          const from = choose() && later.page(space.id, page) !== undefined ? later : replay
+          return from.writtenPage(space.id, page)
+        })
         const message: ImportPages = {
           type: MessageType.ImportPages,
           session,
@@ -234,7 +242,7 @@ export class Rig {
       type: MessageType.ImportEnd,
       session,
       readableFromLsn: readableFromLsn as Lsn,
-      spaces: Uint32Array.from(replay.spaces.keys()),
+      spaces: Uint32Array.from(later.spaces.keys()),
     }
     await this.connection.request(end)
   }
