@@ -1,0 +1,116 @@
+/** Redo through arenas, workers and memtables, without any server around them. */
+import t from 'tap'
+import { ChunkIndexer, ChunkIndexView } from '../../../parser/chunk-index.ts'
+import type { Lsn } from '../../../protocol/ids.ts'
+import { ArenaMemory, ArenaPool, NO_WORD } from '../../../server/pageserver/arena.ts'
+import { RedoIngest } from '../../../server/pageserver/ingest.ts'
+import { Memtable } from '../../../server/pageserver/memtable.ts'
+import { RunCursor } from '../../../server/pageserver/run-index.ts'
+import { WorkerPool } from '../../../server/shared/worker-pool.ts'
+import { chunksOf, type GoldenLog, goldenLog, seeded } from '../../support/page-server-rig.ts'
+
+type Tasks = typeof import('../../../server/pageserver/worker.ts')
+const memory = ArenaMemory.allocate(8 << 23, 1 << 23)
+const workers = new WorkerPool<Tasks>({
+  filename: new URL('../../../server/pageserver/worker.ts', import.meta.url).href,
+  threads: 2,
+  workerData: {
+    arenas: memory.geometry,
+    cache: new SharedArrayBuffer(8),
+    layerBytesMax: 1 << 20,
+    background: false,
+  },
+})
+t.teardown(() => workers.close())
+
+/** Takes in a whole log; calls `full` when the memtable holds more than `limit` bytes. */
+async function takeIn(log: GoldenLog, size: () => number, limit: number, full: (memtable: Memtable) => void) {
+  const pool = new ArenaPool(memory)
+  let memtable = new Memtable(pool, log.begin as Lsn)
+  const ingest = new RedoIngest(pool, workers, log.pageSize, log.begin as Lsn, {
+    link(range) {
+      memtable.hold(range.arena)
+      memtable.hold(range.indexArena)
+      memtable.link(range.header, range.bytes, range.endLsn, () => {})
+      if (memtable.bytes < limit) return
+      full(memtable)
+      memtable.markFlushed()
+      memtable = new Memtable(pool, range.endLsn)
+    },
+    stopped(error) {
+      throw error
+    },
+    starved() {},
+  })
+  for (const chunk of chunksOf(log, size)) {
+    let target = ingest.reserve(chunk.length)
+    while (target === undefined) {
+      await ingest.room()
+      target = ingest.reserve(chunk.length)
+    }
+    target.set(chunk)
+    ingest.commit(ingest.arrivedLsn, 0)
+  }
+  while (!ingest.idle) await new Promise(resolve => setTimeout(resolve, 2))
+  full(memtable)
+  memtable.markFlushed()
+  ingest.close()
+  return pool
+}
+
+t.test('every entry arrives once, in order, and every arena comes back', async t => {
+  const log = goldenLog('64k')
+  const random = seeded(1)
+  const runs = new RunCursor(memory)
+  for (const [what, size, limit] of [
+    ['small chunks, one memtable', () => 500 * random(), 1 << 30],
+    ['large chunks, many memtables', () => 200_000 * random(), 300_000],
+  ] as const) {
+    let entries = 0
+    let bytes = 0
+    let end = log.begin
+    const pool = await takeIn(log, size, limit, memtable => {
+      t.equal(memtable.beginLsn, end)
+      end = memtable.endLsn
+      const triples = memtable.toTriples()
+      for (let i = 0; i < triples.length; i += 3) {
+        let newer = Number.POSITIVE_INFINITY
+        for (let run = triples[i + 2]!; run !== NO_WORD; run = runs.previous(run)) {
+          runs.open(run)
+          if (runs.lastLsn > newer) t.fail('runs out of order')
+          newer = runs.firstLsn
+          for (let e = 0; e < runs.entryCount; e++) {
+            entries++
+            bytes += runs.length(e)
+            if (runs.lsn(e) <= memtable.beginLsn || runs.lsn(e) > memtable.endLsn)
+              t.fail('an entry of another memtable')
+          }
+        }
+      }
+    })
+    t.equal(end, log.end, what)
+    t.equal(pool.freeCount, pool.total, 'no arena is lost')
+    t.matchOnly({ entries, bytes }, expected(log), what)
+  }
+})
+
+let counted: { entries: number; bytes: number } | undefined
+
+/** The same numbers from a plain walk over the records. */
+function expected(log: GoldenLog): { entries: number; bytes: number } {
+  counted ??= countEntries(log)
+  return counted
+}
+
+function countEntries(log: GoldenLog): { entries: number; bytes: number } {
+  const region = new Uint32Array(16 << 20)
+  new ChunkIndexer({ pageBytesMax: log.pageSize }).index(
+    log.bytes,
+    0,
+    log.end - log.begin,
+    log.begin as Lsn,
+    region,
+  )
+  const view = new ChunkIndexView(region)
+  return { entries: view.entryCount, bytes: view.entryLength.reduce((sum, length) => sum + length, 0) }
+}
