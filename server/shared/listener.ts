@@ -128,6 +128,7 @@ export class Listener {
       log: options.log,
       authenticate: options.authenticate ?? (() => {}),
       requestBytes: 0,
+      starved: new Set(),
       connections: new Set(),
       wallTimeUs: () => Date.now() * 1000,
     }

@@ -6,6 +6,7 @@
  */
 import type { Socket } from 'node:net'
 import {
+  BULK_WAIT,
   type Frame,
   FrameFlag,
   type FrameHeader,
@@ -38,8 +39,10 @@ export interface ListenerState {
   readonly software: string
   readonly log: Log
   authenticate(hello: Hello): void
-  /** Bytes of requests in flight over all connections. */
+  /** Bytes of requests in flight over all connections, bulks that are still being received included. */
   requestBytes: number
+  /** Connections that stopped for want of those bytes. */
+  readonly starved: Set<ServerConnection>
   readonly connections: Set<ServerConnection>
   wallTimeUs(): number
 }
@@ -176,6 +179,8 @@ export class ServerConnection {
   private readonly writer = new FrameWriter()
   private readonly inFlight = new Map<number, RequestContext>()
   private inFlightBytes = 0
+  /** Of the bulk that is arriving. */
+  private receivingBytes = 0
   private features = 0
   private ready = false
   private corked = false
@@ -195,8 +200,7 @@ export class ServerConnection {
       {
         onFrame: frame => this.onFrame(frame),
         onRefused: (header, error) => this.onRefused(header, error),
-        bulkTarget: (header, message) =>
-          state.handlers.get(header.type)?.service.bulkTarget?.(header, message) ?? undefined,
+        bulkTarget: (header, message) => this.bulkTarget(header, message),
         leaveBulkCheck: (header, message) =>
           state.handlers.get(header.type)?.service.leaveBulkCheck?.(header, message) ?? false,
       },
@@ -241,8 +245,38 @@ export class ServerConnection {
     this.uncork()
   }
 
+  /** A bulk counts from the moment that it begins to arrive, whoever's memory it goes to. */
+  private bulkTarget(header: FrameHeader, message: Message): Uint8Array | typeof BULK_WAIT | undefined {
+    const { state } = this
+    if (state.requestBytes > 0 && state.requestBytes + header.bulkBytes > state.limits.requestBytesMaxAll) {
+      state.starved.add(this)
+      return BULK_WAIT
+    }
+    const target = state.handlers.get(header.type)?.service.bulkTarget?.(header, message)
+    if (target !== BULK_WAIT) {
+      this.receivingBytes = header.bulkBytes
+      state.requestBytes += header.bulkBytes
+    }
+    return target
+  }
+
+  /** The bulk is whole, or will not come: it is counted with its request from here on, or not at all. */
+  private received(): void {
+    this.state.requestBytes -= this.receivingBytes
+    this.receivingBytes = 0
+  }
+
+  private feedStarved(): void {
+    const { starved } = this.state
+    if (starved.size === 0) return
+    const connections = [...starved]
+    starved.clear()
+    for (const connection of connections) connection.resumeReading()
+  }
+
   private onFrame(frame: Frame): void {
     const { header, message } = frame
+    this.received()
     if (this.closing || this.gone) return
     if (!this.ready) {
       this.onHello(header, message)
@@ -333,6 +367,8 @@ export class ServerConnection {
 
   /** A whole frame whose message is unknown or wrong: that request fails, the connection lives. */
   private onRefused(header: FrameHeader, error: PalimpsestError): void {
+    this.received()
+    this.feedStarved()
     if (!this.ready) throw new MalformedError(error.message, true)
     if (!this.closing && !this.gone) this.sendError(header.requestId, error)
   }
@@ -403,8 +439,7 @@ export class ServerConnection {
     this.inFlightBytes -= context.bytes
     this.state.requestBytes -= context.bytes
     if (this.reader.isStopped) this.resumeReading()
-    else if (this.state.requestBytes + context.bytes > this.state.limits.requestBytesMaxAll)
-      for (const connection of this.state.connections) connection.resumeReading()
+    this.feedStarved()
   }
 
   private get isOverLimit(): boolean {
@@ -412,7 +447,6 @@ export class ServerConnection {
     return (
       this.inFlight.size >= limits.requestsMax ||
       this.inFlightBytes >= limits.requestBytesMax ||
-      this.state.requestBytes >= limits.requestBytesMaxAll ||
       !this.writable
     )
   }
@@ -420,6 +454,8 @@ export class ServerConnection {
   /** Goes on reading if it was stopped and nothing speaks against it. Services call it after BULK_WAIT. */
   resumeReading(): void {
     if (this.gone || this.closing || !this.reader.isStopped || this.isOverLimit) return
+    // Until now it was we who waited.
+    this.socket.setTimeout(this.state.limits.stalledMs)
     try {
       if (this.reader.resume()) this.socket.resume()
     } catch (error) {
@@ -467,9 +503,11 @@ export class ServerConnection {
     }
     this.inFlight.clear()
     this.inFlightBytes = 0
+    this.received()
     for (const waiter of this.writableWaiters.splice(0)) waiter()
     this.state.connections.delete(this)
-    for (const connection of this.state.connections) connection.resumeReading()
+    this.state.starved.delete(this)
+    this.feedStarved()
   }
 }
 

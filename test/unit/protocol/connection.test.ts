@@ -261,6 +261,62 @@ t.test('more requests than may be in flight wait their turn, in order', async t 
   )
 })
 
+t.test('all connections together have a budget for what they send', async t => {
+  const { open, seen } = await start(t, { requestBytesMaxAll: 1_000_000 })
+  const trim = { type: MessageType.WalTrim, timeline: TIMELINE, durableLsn: lsn(1), consumer: 'c' }
+  const append = (connection: Connection, at: number) =>
+    connection.request(
+      {
+        type: MessageType.WalAppend,
+        timeline: TIMELINE,
+        epoch: 1 as WriterEpoch,
+        beginLsn: lsn(at),
+        wallTimeUs: 0,
+      },
+      { bulk: Buffer.alloc(400_000, at) },
+    )
+  const connections = await Promise.all(Array.from({ length: 8 }, () => open()))
+  // A request that is held takes its share for as long as it is held.
+  const held = connections[0]!.request(trim)
+  const ends = await Promise.all(
+    connections.flatMap((connection, i) => [append(connection, 2 * i), append(connection, 2 * i + 1)]),
+  )
+  t.same(
+    ends.map(({ message }) => message.flushedLsn - 400_000),
+    Array.from({ length: 16 }, (_, i) => i),
+  )
+  seen.held.splice(0).forEach(reply => {
+    reply()
+  })
+  await held
+
+  // One that stops in the middle of a bulk holds the others up only until it is cut off.
+  const { open: openShort, listener } = await start(t, { requestBytesMaxAll: 500_000, stalledMs: 200 })
+  const w = new FrameWriter()
+  const encode = (message: object, bulk?: Buffer) =>
+    Buffer.concat(w.encode({ requestId: 1, message: message as AnyMessage, bulk }))
+  const hello = {
+    type: MessageType.Hello,
+    versionMin: 1,
+    versionMax: 1,
+    features: 0,
+    frameBytesMax: 0,
+    token: '',
+    software: '',
+  }
+  const half = encode(
+    { type: MessageType.WalAppend, timeline: TIMELINE, epoch: 1, beginLsn: 0, wallTimeUs: 0 },
+    Buffer.alloc(400_000),
+  ).subarray(0, 200_000)
+  const stalled = connectSocket(listener.port, '127.0.0.1')
+  stalled.on('error', () => {})
+  stalled.write(Buffer.concat([encode(hello), half]))
+  t.teardown(() => stalled.destroy())
+  const other = await openShort()
+  while (listener.connections < 2) await new Promise(resolve => setTimeout(resolve, 1))
+  t.equal((await append(other, 5)).message.flushedLsn, 400_005)
+})
+
 t.test('the server is gone: kind retry with the address', async t => {
   const { open, listener } = await start(t)
   const connection = await open()
