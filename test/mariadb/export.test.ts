@@ -108,7 +108,7 @@ t.test('by wall clock, and the newest', { skip }, async t => {
     join(dir, 'x'),
   )
   t.equal(early.code, 1)
-  t.match(early.stderr, /can be read from LSN \d+ on/)
+  t.match(early.stderr, /begins later: its first redo was seen at/)
 })
 
 t.test('one of everything comes back as it was', { skip }, async t => {
@@ -117,7 +117,10 @@ t.test('one of everything comes back as it was', { skip }, async t => {
   const agent = cluster.attach(t, server.datadir, 'zoo')
   await agent.saw('following')
   await server.script(zooSql({ pageSizeBytes: 16384, database: 'zoo' }))
-  const wanted = await server.dump('zoo')
+  // Counters that are only reserved live in the server's memory, and no restart brings them back.
+  const dump = async (of: MariadbServer): Promise<string[]> =>
+    (await of.dump('zoo')).replace(/ AUTO_INCREMENT=\d+/g, '').split('\n')
+  const lines = await dump(server)
   await server.stop()
   await sleep(500)
   await agent.stop()
@@ -125,6 +128,12 @@ t.test('one of everything comes back as it was', { skip }, async t => {
   await cluster.cliJson('export', '--timeline', 'zoo', '--out', out)
   const copy = await MariadbServer.open(t, out)
   t.strictSame(await copy.checkAll(), [])
-  t.ok((await copy.dump('zoo')) === wanted, 'a dump of the copy is the same text')
+  const got = await dump(copy)
+  const at = lines.findIndex((line, i) => line !== got[i])
+  t.strictSame(
+    [got.length, got[at]?.slice(0, 300)],
+    [lines.length, lines[at]?.slice(0, 300)],
+    'a dump of the copy is the same text',
+  )
   await copy.remove()
 })
