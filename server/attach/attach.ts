@@ -371,7 +371,8 @@ class Session {
   #onCopied: ((bytes: number) => void) | undefined
 
   async #yieldToRedo(signal: AbortSignal): Promise<void> {
-    while (this.#pump.isInDanger && !this.#failure && !signal.aborted) await sleep(2)
+    // Nobody overwrites the log of a server that does not run.
+    while (this.#o.live && this.#pump.isInDanger && !this.#failure && !signal.aborted) await sleep(2)
     if (this.#failure) throw this.#failure
   }
 

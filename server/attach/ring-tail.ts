@@ -354,7 +354,7 @@ export class RingTail {
     while (at < end) {
       stop = scanner.scan(buffer, at, end, (position + (at - start)) as Lsn, geometry)
       if (stop !== ScanResult.COMPLETE) break
-      recent.push(at, scanner.mtrEnd, read4(buffer, scanner.mtrEnd - 4))
+      if (!this.#cold) recent.push(at, scanner.mtrEnd, read4(buffer, scanner.mtrEnd - 4))
       // Records about files come before those about pages.
       if (buffer[at]! >= FILE_RECORD) fileMtrs.push(at - start, scanner.mtrEnd - start)
       at = scanner.mtrEnd
@@ -366,7 +366,7 @@ export class RingTail {
       const mtr = recent[i]!
       const offset = base + (mtr - start)
       const crc = recent[i + 2]!
-      if (!this.#cold && offset >= lastBlock && !this.#isCredible(offset, crc, buffer, mtr, recent[i + 1]!)) {
+      if (offset >= lastBlock && !this.#isCredible(offset, crc, buffer, mtr, recent[i + 1]!)) {
         while (fileMtrs.length > 0 && fileMtrs.at(-2)! >= mtr - start) fileMtrs.length -= 2
         this.#mtrs -= (recent.length - i) / 3
         return { at: mtr, fileMtrs, stop: ScanResult.SEQUENCE_BIT }
