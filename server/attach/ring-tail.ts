@@ -497,6 +497,8 @@ export class RingTail {
     this.#next = undefined
     await old.file.close()
     await this.#verifyPosition()
+    // The same redo has other sequence bits in a ring of another size.
+    this.#continuity = new Uint8Array(0)
     await this.#resetGuard()
     return { kind: 'idle' }
   }
