@@ -185,12 +185,16 @@ export const benchmark: Benchmark = {
             blocks.length = 0
             for (let at = 0; at < sorted.length; at += blockBytes) {
               const block = sorted.subarray(at, Math.min(sorted.length, at + blockBytes))
-              blocks.push({ stored: level === 0 ? Buffer.from(block) : zstdCompress(block, level), raw: block.length })
+              blocks.push({
+                stored: level === 0 ? Buffer.from(block) : zstdCompress(block, level),
+                raw: block.length,
+              })
             }
           })
           const bareBytes = blocks.reduce((sum, block) => sum + block.stored.length, 0)
           const bareRead = median(rounds, () => {
-            for (const { stored, raw } of blocks) level === 0 ? Buffer.from(stored) : zstdDecompress(stored, raw)
+            for (const { stored, raw } of blocks)
+              level === 0 ? Buffer.from(stored) : zstdDecompress(stored, raw)
           })
 
           const file = join(dir, 'layer')
