@@ -180,7 +180,7 @@ class DatadirWriter {
     if (!checked.external) return checked.name
     const inside = checked.name.split('/').slice(-2).join('/')
     this.warnings.push(
-      `${checked.name} (DATA DIRECTORY) was written to ${inside}; before starting a server on the machine where the original lies, make sure that it cannot open that one`,
+      `${checked.name} (DATA DIRECTORY) was written to ${inside} in the new datadir, where the server will find it`,
     )
     return inside
   }
