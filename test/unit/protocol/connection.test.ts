@@ -123,6 +123,24 @@ t.test('a large bulk lands in the shared memory that the caller gave', async t =
   for (let i = 0; i < 64; i++) t.equal(Buffer.compare(bulk.subarray(i * PAGE, (i + 1) * PAGE), page), 0)
 })
 
+t.test('a recycled bulk is used again, others never', async t => {
+  const { open, page } = await start(t)
+  const connection = await open()
+  const { bulk: first } = await connection.request(getPages(5))
+  const { bulk: kept } = await connection.request(getPages(5))
+  t.not(first.buffer, kept.buffer)
+  connection.recycle(first)
+  connection.recycle(first)
+  connection.recycle(Buffer.alloc(81920))
+  const replies = await Promise.all([connection.request(getPages(5)), connection.request(getPages(5))])
+  t.equal(replies.filter(({ bulk }) => bulk.buffer === first.buffer).length, 1)
+  t.equal(new Set(replies.map(({ bulk }) => bulk.buffer)).size, 2)
+  for (const { bulk } of [...replies, { bulk: kept }]) {
+    t.equal(bulk.length, 5 * PAGE)
+    t.equal(Buffer.compare(bulk.subarray(4 * PAGE), page), 0)
+  }
+})
+
 t.test('bulkTarget may make the connection wait', async t => {
   const { open } = await start(t)
   const connection = await open()
