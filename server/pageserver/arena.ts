@@ -115,6 +115,16 @@ export class ArenaPool {
     return this.#free.length
   }
 
+  /** Whether somebody waits for an arena. */
+  get awaited(): boolean {
+    return this.#waiters.length > 0
+  }
+
+  /** Whether redo could have an arena now. */
+  get hasRoom(): boolean {
+    return this.#free.length > this.#reserve
+  }
+
   /** An empty arena with one reference, or -1. `forIndex` may use the reserve as well. */
   acquire(forIndex: boolean): number {
     if (this.#free.length <= (forIndex ? 0 : this.#reserve)) return -1

@@ -34,7 +34,7 @@ import type { Timeline } from './timeline.ts'
 const IMAGE_SLICE_BYTES = 16 << 20
 /** Image layers of a compaction, to tell them from those of imports. */
 const COMPACTED_IMAGE_LEVEL = 2
-const RETRY_MS = 5000
+const RETRY_MS = 1000
 /** While so much redo waits to be taken in, threads are better used for that … */
 const BEHIND_BYTES = 32 << 20
 /** … until so many layers of level 0 have gathered that reads suffer. */

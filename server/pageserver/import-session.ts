@@ -18,6 +18,8 @@ import type { Timeline } from './timeline.ts'
 const SPOOL_BYTES = 64 << 20
 /** Spools that wait for a worker; beyond that the sender waits. */
 const SPOOLS_IN_WORK_MAX = 2
+/** A partial import may end before the log's gap has arrived here; it is waited for so long. */
+const GAP_WAIT_MS = 20_000
 /** Level of image layers that come from an import; those of a compaction have a higher one. */
 export const IMPORT_IMAGE_LEVEL = 1
 
@@ -152,6 +154,8 @@ export class ImportSession {
       const { readableFromLsn } = message
       if (readableFromLsn < startLsn)
         throw invalidError(`an import as of LSN ${startLsn} cannot be readable from LSN ${readableFromLsn}`)
+      // Redo that was lost must be known as lost before it can be mended.
+      if (this.kind === 'partial') await timeline.waitForLsn(startLsn, GAP_WAIT_MS)
       const exist = new Set(message.spaces)
       for (const { space, name } of timeline.catalogue.list(startLsn))
         if (!exist.has(space) && !this.#spaces.has(space)) {

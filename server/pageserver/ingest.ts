@@ -136,10 +136,12 @@ export class RedoIngest {
     if (this.#stopped || this.#unlinkedBytes + this.#reservedBytes > UNLINKED_BYTES_MAX) return undefined
     const { memory } = this.#pool
     if (this.#arena < 0 || !memory.take(this.#arena, bytes)) {
-      const arena = this.#pool.acquire(false)
+      let arena = this.#pool.acquire(false)
       if (arena < 0) {
+        // Others may let go of theirs at once.
         this.#hooks.starved()
-        return undefined
+        arena = this.#pool.acquire(false)
+        if (arena < 0) return undefined
       }
       if (this.#arena >= 0) this.#pool.release(this.#arena)
       this.#arena = arena
@@ -157,7 +159,7 @@ export class RedoIngest {
   room(): Promise<void> {
     if (this.#unlinkedBytes > UNLINKED_BYTES_MAX)
       return new Promise(resolve => this.#roomWaiters.push(resolve))
-    return this.#pool.freed()
+    return this.#pool.hasRoom ? Promise.resolve() : this.#pool.freed()
   }
 
   /** Nothing that is still reserved will be filled: the connection broke. */
@@ -220,6 +222,19 @@ export class RedoIngest {
     this.#arrivedLsn = lsn
   }
 
+  /**
+   * Gives back the arenas that nothing of ours lies in any more: of a timeline that is idle while others need memory.
+   * False if there were none.
+   */
+  letGo(): boolean {
+    if (!this.idle || this.#reserved.length > 0 || (this.#arena < 0 && this.#indexArena < 0)) return false
+    if (this.#arena >= 0) this.#pool.release(this.#arena)
+    if (this.#indexArena >= 0) this.#pool.release(this.#indexArena)
+    this.#arena = -1
+    this.#indexArena = -1
+    return true
+  }
+
   /** Tries ranges again whose index found no room. */
   retry(): void {
     for (const range of this.#ranges) if (range.state === STARVED) range.state = WAITING
@@ -267,8 +282,9 @@ export class RedoIngest {
 
   #starve(range: Range): void {
     range.state = STARVED
+    const freed = this.#pool.freed()
     this.#hooks.starved()
-    void this.#pool.freed().then(() => this.retry())
+    void freed.then(() => this.retry())
   }
 
   async #index(range: Range): Promise<void> {
@@ -276,33 +292,36 @@ export class RedoIngest {
     range.indexArena = this.#indexArena
     this.#pool.retain(range.indexArena)
     this.#indexing++
+    let result: IndexRangeResult
     try {
-      const result = await this.#workers.run('indexRange', {
+      result = await this.#workers.run('indexRange', {
         at: range.at,
         bytes: range.bytes,
         begin: range.begin,
         indexArena: range.indexArena,
         innodbPageSize: this.#innodbPageSize,
       })
-      this.#indexing--
-      if (range.dropped) {
-        this.#pool.release(range.indexArena)
-      } else if (result.status === 'ok') {
-        range.result = result
-        range.state = INDEXED
-        this.#linkReady()
-      } else {
-        const full = range.indexArena
-        this.#pool.release(full)
-        range.indexArena = -1
-        range.state = WAITING
-        if (full === this.#indexArena && !this.#newIndexArena()) this.#starve(range)
-      }
     } catch (error) {
       this.#indexing--
       this.#pool.release(range.indexArena)
       range.indexArena = -1
       if (!range.dropped) this.#failed(range, error)
+      this.#pump()
+      return
+    }
+    this.#indexing--
+    if (range.dropped) {
+      this.#pool.release(range.indexArena)
+    } else if (result.status === 'ok') {
+      range.result = result
+      range.state = INDEXED
+      this.#linkReady()
+    } else {
+      const full = range.indexArena
+      this.#pool.release(full)
+      range.indexArena = -1
+      range.state = WAITING
+      if (full === this.#indexArena && !this.#newIndexArena()) this.#starve(range)
     }
     this.#pump()
   }

@@ -389,6 +389,8 @@ export class Timeline implements ReadableTimeline {
     this.layersChanged()
     this.#frozen.splice(this.#frozen.indexOf(memtable), 1)
     memtable.markFlushed()
+    // The arenas may still be ours, with nothing in them.
+    if (this.env.arenas.awaited && !this.env.arenas.hasRoom) this.env.arenasStarved()
     this.times.forget(memtable.endLsn)
     this.log.debug(
       { lsnEnd: memtable.endLsn, redoBytes: memtable.bytes, layerBytes: summary.bytes, pages: summary.pages },

@@ -7,10 +7,13 @@ import { loadCatalogue } from './catalogue-store.ts'
 import { Compactor } from './compactor.ts'
 import { Catalogue } from './core/catalogue.ts'
 import { TimeMap } from './core/time-map.ts'
-import type { PageServerEnvironment } from './environment.ts'
+import { atMost, type PageServerEnvironment } from './environment.ts'
 import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
 import { Timeline } from './timeline.ts'
 import { WalFollower } from './wal-follower.ts'
+
+/** A clean stop tries for so long to make the last redo durable. */
+const CLOSE_MS = 10_000
 
 /** One timeline and what works on it. */
 export interface TimelineHost {
@@ -146,14 +149,17 @@ export class Timelines {
     return result
   }
 
-  /** No arena is free: unless a layer is being written already, the fullest memtable is. */
+  /** No arena is free: idle timelines give theirs back, or else, unless a layer is being written, the fullest is. */
   relieve(): void {
     let fullest: Timeline | undefined
+    let flushing = false
+    let freed = false
     for (const timeline of this.all) {
-      if (timeline.flushing) return
+      flushing ||= timeline.flushing
+      if (timeline.openBytes === 0 && timeline.ingest.letGo()) freed = true
       if (fullest === undefined || timeline.openBytes > fullest.openBytes) fullest = timeline
     }
-    fullest?.freeze()
+    if (!flushing && !freed) fullest?.freeze()
   }
 
   /** Writes out what has been in memory for long. */
@@ -175,7 +181,7 @@ export class Timelines {
         await compactor.close()
         try {
           // Not needed for safety, since the safekeeper keeps what is not durable, but the next start is quicker.
-          if (timeline.state !== 'stopped') await timeline.checkpoint()
+          if (timeline.state !== 'stopped') await atMost(timeline.checkpoint(), CLOSE_MS)
         } catch (error) {
           timeline.log.warn({ err: error }, 'the last redo was not made durable; the safekeeper still has it')
         }
