@@ -38,7 +38,7 @@ class PalimpsestSource implements PageSource {
       pages,
     }
     let came = 0
-    for (const { message } of await this.connection.requestAll(request)) {
+    for (const { message, bulk } of await this.connection.requestAll(request)) {
       const { sections } = message
       for (let i = 0; i < sections.count; i++) {
         if (sections.status(i) !== PageStatus.OK) {
@@ -48,6 +48,7 @@ class PalimpsestSource implements PageSource {
         }
       }
       came += sections.count
+      this.connection.recycle(bulk)
     }
     if (came !== pages.length >>> 1) throw new Error(`asked for ${pages.length >>> 1} pages, ${came} came`)
   }
