@@ -3,13 +3,13 @@ import { mkdir, rm } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import type { Address } from '../../protocol/dial.ts'
-import { invalidError } from '../shared/errors.ts'
+import { internalError, invalidError } from '../shared/errors.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import { WorkerPool } from '../shared/worker-pool.ts'
 import { ArenaMemory, ArenaPool } from './arena.ts'
-import type { PageServerEnvironment, PageServerPool } from './environment.ts'
+import { delay, type PageServerEnvironment, type PageServerPool } from './environment.ts'
 import { planMemory } from './memory-plan.ts'
 import { loadNodeId } from './node-id.ts'
 import { PageCache } from './page-cache.ts'
@@ -20,6 +20,7 @@ import type { PageServerWorkerData } from './worker.ts'
 
 const FLUSH_AGE_MS = 10 * 60_000
 const HOUSEKEEPING_MS = 5_000
+const WORKER_START_MS = 60_000
 /** An import that nobody has gone on with for so long is given up. */
 const IMPORT_IDLE_MS = 30 * 60_000
 
@@ -56,11 +57,13 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
 
   const memory = ArenaMemory.allocate(plan.arenaBytesTotal, plan.arenaBytes)
   const cache = new PageCache(plan.cacheBytes)
+  const started = new SharedArrayBuffer(4)
   const workerData = (background: boolean): PageServerWorkerData => ({
     arenas: memory.geometry,
     cache: cache.region.buffer,
     layerBytesMax: plan.layerBytesPerThread,
     background,
+    started,
   })
   const filename = new URL('./worker.ts', import.meta.url).href
   const foreground: PageServerPool = new WorkerPool({
@@ -98,6 +101,14 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
   const timelines = new Timelines(env)
   const service = new PageService(env, timelines)
   try {
+    // Loading their code takes threads a good part of a second, which is better spent before the first request.
+    const counter = new Int32Array(started)
+    const since = performance.now()
+    while (Atomics.load(counter, 0) < threads + plan.backgroundThreads) {
+      if (performance.now() - since > WORKER_START_MS)
+        throw internalError('worker threads did not start in time')
+      await delay(5)
+    }
     await timelines.open()
   } catch (error) {
     await Promise.all([foreground.close(), background.close()])

@@ -39,6 +39,8 @@ export interface PageServerWorkerData {
   readonly layerBytesMax: number
   /** This thread writes layers, and gives way to those that somebody waits for. */
   readonly background: boolean
+  /** One counter: threads of the pool that have loaded their code. */
+  readonly started: SharedArrayBuffer
 }
 
 // Piscina wraps the data: [its own, ours].
@@ -157,3 +159,5 @@ export const merge = task((input: MergeInput): MergeResult => {
 export const costlyPages = task((input: CostlyPagesInput): Uint32Array => findCostlyPages(layerFiles, input))
 
 export const images = task((input: ImageSliceInput): ImageSliceResult => writeImages(reconstructor, input))
+
+Atomics.add(new Int32Array(data.started), 0, 1)

@@ -19,6 +19,7 @@ const workers = new WorkerPool<Tasks>({
     cache: new SharedArrayBuffer(8),
     layerBytesMax: 1 << 20,
     background: false,
+    started: new SharedArrayBuffer(4),
   },
 })
 t.teardown(() => workers.close())
