@@ -49,7 +49,7 @@ const CONTINUITY_BYTES = 32
 const SUSPECT_MS = 3000
 const SUSPECT_LOOK_BYTES = 65536
 /** Redo before the position that is compared with when nothing else is known. */
-const PRELOAD_BYTES = 4 << 20
+const PRELOAD_BYTES = 1 << 20
 /** How often the path is looked at for a new file while the old one still grows. */
 const REPLACED_CHECK_MS = 100
 /** Bit 7 of a mini-transaction's first byte: its first record is about a file (mtr0types.h). */
@@ -406,16 +406,16 @@ export class RingTail {
       // Below the checkpoint everything was written for good.
       if ((await this.refreshCheckpoint()) <= this.#position) return { kind: 'wait' }
       this.#suspect = { ...this.#suspect, since: Number.NEGATIVE_INFINITY }
-      return { kind: 'idle' }
+      return { kind: 'wait' }
     }
     await this.#noticeReplacement(true)
     if ((await this.refreshCheckpoint()) > this.#position) {
       // Property 3. The read may have been older than the checkpoint: look once more.
-      if (await this.#hasMtr()) return { kind: 'idle' }
+      if (await this.#hasMtr()) return { kind: 'wait' }
       return await this.#lost(`there is ${describeScanResult(stop)} below the checkpoint`)
     }
-    if (this.#next && !(await this.#hasMtr())) return await this.#switchFile()
-    return { kind: 'idle' }
+    if (!this.#next) return { kind: 'idle' }
+    return (await this.#hasMtr()) ? { kind: 'wait' } : await this.#switchFile()
   }
 
   async #hasMtr(): Promise<boolean> {
@@ -500,7 +500,7 @@ export class RingTail {
     // The same redo has other sequence bits in a ring of another size.
     this.#continuity = new Uint8Array(0)
     await this.#resetGuard()
-    return { kind: 'idle' }
+    return { kind: 'wait' }
   }
 
   /** Goes from one mini-transaction to the next. Returns where that ended: at `to`, if both are on the way. */

@@ -25,6 +25,9 @@ const WAYS = 4
 /** Four ways each: a million mini-transactions, some 100 MB of redo. A log buffer has 16 MB, and there are two. */
 const BUCKETS = 1 << 18
 
+/** Once so much was seen, what came before cannot be in the log buffers any more. */
+const BEFORE_KEPT_BYTES = 32 << 20
+
 export class StaleGuard {
   /** Fingerprints, newest first within a bucket; 0 is none. */
   readonly #table = new Int32Array(BUCKETS * WAYS)
@@ -61,6 +64,10 @@ export class StaleGuard {
   #wasBefore(offset: number, buf: Uint8Array, start: number, end: number): boolean {
     const before = this.#before
     if (before.length === 0) return false
+    if (offset - this.#beforeEnd > BEFORE_KEPT_BYTES) {
+      this.#before = new Uint8Array(0)
+      return false
+    }
     const begin = this.#beforeEnd - before.length
     const length = end - start
     // The last place at the same offset of a block that still lies in what came before.

@@ -52,6 +52,8 @@ export class Progress {
   readonly #write: (text: string) => void
   readonly #now: () => number
   #bars: MultiBar | undefined
+  /** Bars that are not finished. */
+  #open = 0
 
   constructor(options: ProgressOptions) {
     this.#mode = options.mode
@@ -136,6 +138,7 @@ export class Progress {
         left: humanSeconds(rate > 0 ? Math.max(0, total - done) / rate : Number.POSITIVE_INFINITY),
       }
     }
+    this.#open++
     const bar: SingleBar = this.#bars.create(Math.max(1, total), 0, payload(0))
     let position = 0
     return {
@@ -150,6 +153,8 @@ export class Progress {
       finish: () => {
         bar.update(Math.max(position, total), payload(Math.max(position, total)))
         bar.stop()
+        // With the last bar done, what is said next goes to the terminal as it is.
+        if (--this.#open === 0) this.close()
       },
     }
   }

@@ -1,6 +1,7 @@
 // A ring in a file, written by a stand-in for the server.
 import { closeSync, ftruncateSync, openSync, renameSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { LOG_START_OFFSET, LogGeometry } from '../../../parser/log-file.ts'
 import { crc32c } from '../../../protocol/crc32c.ts'
@@ -95,6 +96,7 @@ async function drain(tail: RingTail): Promise<Buffer> {
     const step = await tail.step(true)
     if (step.kind === 'chunk') pieces.push(step.bytes)
     else if (step.kind === 'idle') return Buffer.concat(pieces)
+    else if (step.kind === 'wait') await sleep(1)
     else throw new Error(`unexpected ${JSON.stringify(step)}`)
   }
 }
