@@ -29,17 +29,27 @@ export class LayerFiles {
   readonly #blocks: BlockCache
   #nextSweepMs = 0
 
-  /** @param bytesMax memory for indexes and for uncompressed blocks, half each */
+  /** Evicted, and still usable until the task under way ends: a task that needs more than fits opens nothing twice. */
+  readonly #evicted = new Map<string, LayerReader>()
+
+  /** @param bytesMax memory for indexes (three quarters) and for uncompressed blocks */
   constructor(bytesMax: number) {
-    this.#blocks = new BlockCache(bytesMax >> 1)
+    this.#blocks = new BlockCache(bytesMax >> 2)
     this.#readers = new LRUCache({
       max: OPEN_FILES_MAX,
-      maxSize: Math.max(1 << 20, bytesMax >> 1),
+      maxSize: Math.max(1 << 20, bytesMax - (bytesMax >> 2)),
       sizeCalculation: reader => reader.indexBytes + 1024,
-      // A merge may open more than fits, and still needs what was opened first: a task is synchronous, so none is under
-      // way in the event loop's next phase.
-      dispose: reader => void setImmediate(() => reader.close()),
+      dispose: (reader, path) => {
+        // Tasks are synchronous: in the event loop's next phase none is under way.
+        if (this.#evicted.size === 0) setImmediate(() => this.#closeEvicted())
+        this.#evicted.set(path, reader)
+      },
     })
+  }
+
+  #closeEvicted(): void {
+    for (const reader of this.#evicted.values()) reader.close()
+    this.#evicted.clear()
   }
 
   /** Closes files that were deleted, so that their space on the disk comes free. To be called now and then. */
@@ -51,7 +61,7 @@ export class LayerFiles {
   }
 
   open(path: string): LayerReader {
-    let reader = this.#readers.get(path)
+    let reader = this.#readers.get(path) ?? this.#evicted.get(path)
     if (reader === undefined) {
       reader = LayerReader.open(path, { blockCache: this.#blocks })
       // An index larger than the whole budget is not kept, and would be closed at once: the LRU refuses it silently.

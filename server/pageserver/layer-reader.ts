@@ -48,6 +48,8 @@ export interface LayerReaderOptions {
 const HIGH = 0x100000000
 const EMPTY = Buffer.alloc(0)
 let nextReaderId = 1
+/** What was read from a file and is copied or decompressed at once. */
+let scratch: Buffer = Buffer.allocUnsafeSlow(128 << 10)
 
 export class LayerReader {
   readonly path: string
@@ -265,18 +267,19 @@ export class LayerReader {
 
   /** The uncompressed bytes of a block. They are shared: not to be changed. */
   readBlock(block: number): Buffer {
+    const cache = this.#cache
+    if (cache !== undefined)
+      return cache.get(this.#cacheId, block) ?? cache.put(this.#cacheId, block, this.#loadBlock(block))
     if (block === this.#lastBlock) return this.#lastBlockBytes
-    const cached = this.#cache?.get(this.#cacheId, block)
-    const bytes = cached ?? this.#loadBlock(block)
-    if (cached === undefined) this.#cache?.set(this.#cacheId, block, bytes)
+    this.#lastBlockBytes = Buffer.from(this.#loadBlock(block))
     this.#lastBlock = block
-    this.#lastBlockBytes = bytes
-    return bytes
+    return this.#lastBlockBytes
   }
 
+  /** The result may lie in the scratch memory: it is to be copied before anything else is read. */
   #loadBlock(block: number): Buffer {
     const offset = this.#blockOffset(block)
-    const stored = this.#read(offset, this.#blockWord(BlockColumn.STORED_BYTES, block))
+    const stored = this.#readScratch(offset, this.#blockWord(BlockColumn.STORED_BYTES, block))
     if (crc32c(stored, 0, stored.length) !== this.#blockWord(BlockColumn.CRC, block))
       throw corruptLayer(this.path, offset, `block ${block} does not match its CRC-32C`)
     const encoding = this.#blockWord(BlockColumn.ENCODING, block)
@@ -326,7 +329,7 @@ export class LayerReader {
     if (encoding === Encoding.ZERO) {
       dst.fill(0, offset, offset + size)
     } else {
-      const stored = this.#read(at, this.#word(ImageColumn.STORED_BYTES, handle))
+      const stored = this.#readScratch(at, this.#word(ImageColumn.STORED_BYTES, handle))
       dst.set(this.#unpack(encoding, stored, size, at, what), offset)
     }
     if (crc32c(dst, offset, offset + size) !== this.imageCrc(handle))
@@ -399,7 +402,16 @@ export class LayerReader {
   }
 
   #read(offset: number, length: number): Buffer {
-    const buf = Buffer.allocUnsafeSlow(length)
+    return this.#readInto(Buffer.allocUnsafeSlow(length), offset, length)
+  }
+
+  /** Into memory that all readers of a thread share. */
+  #readScratch(offset: number, length: number): Buffer {
+    if (scratch.length < length) scratch = Buffer.allocUnsafeSlow(length)
+    return this.#readInto(scratch, offset, length).subarray(0, length)
+  }
+
+  #readInto(buf: Buffer, offset: number, length: number): Buffer {
     let got = 0
     while (got < length) {
       let n: number

@@ -31,9 +31,9 @@ export function planMemory(memoryBytes: number, threads: number): MemoryPlan {
     )
   const backgroundThreads = memoryBytes < 512 * MIB ? 1 : Math.min(4, Math.max(1, threads))
   const all = threads + backgroundThreads
-  // Measured under load: a worker has 35 to 60 MiB beside what is shared, the main thread and its sockets about 140.
-  const fixed = Math.min(memoryBytes * 0.5, (160 + 50 * all) * MIB)
-  const layerBytesPerThread = Math.floor(Math.min(16 * MIB, (memoryBytes * 0.08) / all))
+  // Measured under load: a worker has 40 to 60 MiB beside what is shared, the main thread and its sockets about 160.
+  const fixed = Math.min(memoryBytes * 0.5, (170 + 55 * all) * MIB)
+  const layerBytesPerThread = Math.floor(Math.min(24 * MIB, (memoryBytes * 0.1) / all))
   const large = memoryBytes - fixed - layerBytesPerThread * all
   const arenaBytes = memoryBytes >= 768 * MIB ? 16 * MIB : 8 * MIB
   const arenaBytesTotal = Math.max(6 * arenaBytes, Math.floor((large * 0.5) / arenaBytes) * arenaBytes)
