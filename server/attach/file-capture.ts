@@ -185,7 +185,7 @@ export class FileCapture {
   #watchDirectory(directory: string): void {
     if (!this.#watching || this.#closed || this.#watchers.has(directory)) return
     try {
-      const watcher = watch(join(this.#options.datadir, directory), { persistent: false }, (_event, name) => {
+      const watcher = watch(join(this.#options.datadir, directory), { persistent: false }, (event, name) => {
         if (name === null) {
           this.#lastSweep = Number.NEGATIVE_INFINITY
           return
@@ -193,7 +193,7 @@ export class FileCapture {
         const path = directory === '' ? name : `${directory}/${name}`
         if (isCaptured(path, this.#options.rules)) this.#notice(path)
         // A new directory: a database was created.
-        if (directory === '' && !name.includes('.')) this.#watchDirectoryIfNew(name)
+        if (directory === '' && event === 'rename' && !name.includes('.')) this.#watchDirectoryIfNew(name)
       })
       watcher.on('error', () => {
         watcher.close()

@@ -312,7 +312,12 @@ export class RingTail {
       const consumedBytes = at - before
       if (consumedBytes === 0) {
         if (stop === ScanResult.NEED_MORE && have === before + look && look < MTR_SCAN_BYTES_MAX) {
-          look = look < CHUNK_BYTES_MAX ? CHUNK_BYTES_MAX : MTR_SCAN_BYTES_MAX
+          look =
+            look < SUSPECT_LOOK_BYTES
+              ? SUSPECT_LOOK_BYTES
+              : look < CHUNK_BYTES_MAX
+                ? CHUNK_BYTES_MAX
+                : MTR_SCAN_BYTES_MAX
           continue
         }
         this.#lookBytes = PEEK_BYTES
@@ -329,8 +334,11 @@ export class RingTail {
       this.#continuity = Buffer.concat([this.#continuity, bytes.subarray(-CONTINUITY_BYTES)]).subarray(
         -CONTINUITY_BYTES,
       )
-      // More is waiting when the look was filled: take large pieces then.
-      this.#lookBytes = have === before + look ? CHUNK_BYTES_MAX : PEEK_BYTES
+      // A ring is always full of something, so only a chain that the look cut off tells that there is more.
+      this.#lookBytes =
+        stop === ScanResult.NEED_MORE && have === before + look
+          ? Math.min(CHUNK_BYTES_MAX, Math.max(look * 4, PEEK_BYTES))
+          : Math.min(CHUNK_BYTES_MAX, Math.max(PEEK_BYTES, consumedBytes * 2))
       await this.#noticeReplacement(false)
       return { kind: 'chunk', beginLsn, endLsn: this.#position, bytes, fileMtrs }
     }

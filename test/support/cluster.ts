@@ -174,6 +174,10 @@ export class AttachAgent {
     }
   }
 
+  get pid(): number {
+    return this.#child.pid!
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.#child.kill(signal)
   }
