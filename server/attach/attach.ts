@@ -14,6 +14,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
+import { DoublewriteCopies } from '../datadir/doublewrite.ts'
 import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../datadir/scan.ts'
 import { invalidError, PalimpsestError } from '../shared/errors.ts'
 import { humanBytes, type Progress } from '../shared/progress.ts'
@@ -357,6 +358,7 @@ class Session {
       signal: abort.signal,
       yieldToRedo: () => this.#yieldToRedo(abort.signal),
       onProgress: bytes => this.#onCopied?.(bytes),
+      rescue: (space, page) => this.#rescue(space, page),
     })
     this.#job = { job, session, abort }
     this.#o.onState?.({
@@ -368,6 +370,19 @@ class Session {
   }
 
   #firstSweep: Promise<void> | undefined
+  /** Of a server that went down with its machine. */
+  #doublewrite: DoublewriteCopies | undefined
+
+  #rescue(space: SpaceFile, page: number): Uint8Array | undefined {
+    const copy = this.#doublewrite?.find(space.space, page, space.format)
+    if (copy)
+      this.#o.progress.message(
+        `page ${page} of ${space.name} is torn; taking its copy from the doublewrite buffer, as recovery would`,
+        { space: space.space, page },
+      )
+    return copy
+  }
+
   #onCopied: ((bytes: number) => void) | undefined
 
   async #yieldToRedo(signal: AbortSignal): Promise<void> {
@@ -397,6 +412,7 @@ class Session {
     const started = performance.now()
     const scan = await scanDatadir(datadir, { live })
     this.#tracker.know(scan.spaces.map(space => space.space))
+    this.#doublewrite = await DoublewriteCopies.read(scan.spaces[0]!)
     const task = await progress.task(job.kind === 'full' ? 'pages' : 'changed pages', scan.bytes)
     this.#onCopied = bytes => task.update(bytes)
     progress.message(

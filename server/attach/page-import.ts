@@ -29,7 +29,8 @@ export interface PageImportOptions {
   /** Awaited before each read: lets the redo go first. */
   readonly yieldToRedo?: () => Promise<void>
   readonly onProgress?: (bytes: number) => void
-  readonly warn?: (message: string) => void
+  /** A sound copy of a page that is damaged in its file. */
+  readonly rescue?: (space: SpaceFile, page: number) => Uint8Array | undefined
 }
 
 export class PageImport {
@@ -63,7 +64,7 @@ export class PageImport {
   async copy(space: SpaceFile): Promise<boolean> {
     const reader = await SpaceReader.open(space)
     if (!reader) return false
-    const { pageServer, signal, afterLsn, live } = this.#options
+    const { pageServer, signal, afterLsn, live, rescue } = this.#options
     try {
       await pageServer.request({
         type: MessageType.ImportSpace,
@@ -80,6 +81,7 @@ export class PageImport {
         live,
         ...(afterLsn === undefined ? {} : { afterLsn }),
         ...(signal === undefined ? {} : { signal }),
+        ...(rescue === undefined ? {} : { rescue: page => rescue(space, page) }),
         onSkip: () => {
           this.skipped++
         },

@@ -47,6 +47,8 @@ export interface ReadPagesOptions {
   /** The server is running: pages may be torn, the file may vanish. */
   readonly live?: boolean
   readonly signal?: AbortSignal
+  /** A sound copy of a page that is damaged in its file: see doublewrite.ts. */
+  readonly rescue?: (page: number) => Uint8Array | undefined
   /** Told about pages that are damaged but mean nothing. */
   readonly onSkip?: (page: number, reason: string) => void
 }
@@ -198,6 +200,9 @@ export class SpaceReader {
       options.onSkip?.(page, reason)
       return undefined
     }
+    const copy = options.rescue?.(page)
+    const rescued = copy && this.#decode(copy, page)
+    if (rescued && typeof rescued !== 'string') return rescued
     const part = this.space.parts.findLast(p => p.firstPage <= page) ?? this.space.parts[0]!
     throw new DamagedPageError(part.path, this.space.space, page, reason)
   }
