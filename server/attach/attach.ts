@@ -16,7 +16,7 @@ import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { DoublewriteCopies } from '../datadir/doublewrite.ts'
 import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../datadir/scan.ts'
-import { invalidError, PalimpsestError } from '../shared/errors.ts'
+import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { humanBytes, type Progress } from '../shared/progress.ts'
 import { FileCapture, type FileSink } from './file-capture.ts'
 import type { FileRules } from './file-rules.ts'
@@ -84,7 +84,7 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   for (;;) {
     let session: Session | undefined
     try {
-      session = await Session.open(options, totals)
+      session = await Session.open(options, totals, connectedOnce)
       connectedOnce = true
       delay = RETRY_MS_MIN
       return await session.run()
@@ -171,13 +171,16 @@ class Session {
     })
   }
 
-  static async open(options: AttachOptions, totals: Totals): Promise<Session> {
+  static async open(options: AttachOptions, totals: Totals, again: boolean): Promise<Session> {
     const { datadir, live } = options
     // Before anything is made anywhere: is this a datadir that can be followed?
     const scan = await scanDatadir(datadir, { live })
     const ownLog = join(scan.datadir, 'ib_logfile0')
     const checkpoint = await readCheckpoint(ownLog)
-    const servers = await openServers(options)
+    const servers = await openServers(options).catch(error => {
+      // Addresses that were right before are right still: a server that starts up may not have all of its roles yet.
+      throw again && !options.signal?.aborted ? retryError((error as Error).message, error) : error
+    })
     try {
       const status = await findTimeline(servers.pageServer, options.timeline)
       if (status && status.summary.innodbPageSize !== scan.pageSize)
