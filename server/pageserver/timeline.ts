@@ -43,6 +43,8 @@ import type { PageRequest } from './reconstruct.ts'
 
 const WAIT_MS_DEFAULT = 10_000
 const RETRY_FLUSH_MS = 1000
+/** Longer timers fire at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1
 
 interface LsnWaiter {
   readonly lsn: Lsn
@@ -256,15 +258,18 @@ export class Timeline implements ReadableTimeline {
         lsn,
         resolve,
         reject,
-        timer: setTimeout(() => {
-          this.#waiters.splice(this.#waiters.indexOf(waiter), 1)
-          const behind = this.#problem === '' ? '' : ` (${this.#problem})`
-          reject(
-            retryError(
-              `timeline ${this.name} did not reach LSN ${lsn} within ${timeoutMs} ms; it is at ${this.#ingestedLsn}${behind}`,
-            ),
-          )
-        }, timeoutMs),
+        timer: setTimeout(
+          () => {
+            this.#waiters.splice(this.#waiters.indexOf(waiter), 1)
+            const behind = this.#problem === '' ? '' : ` (${this.#problem})`
+            reject(
+              retryError(
+                `timeline ${this.name} did not reach LSN ${lsn} within ${timeoutMs} ms; it is at ${this.#ingestedLsn}${behind}`,
+              ),
+            )
+          },
+          Math.min(timeoutMs, TIMER_MS_MAX),
+        ),
       }
       this.#waiters.push(waiter)
     })
