@@ -13,6 +13,7 @@
  * Work is in slices of one layer file, in threads of low priority that also write memtables out; a slice is only begun
  * when no memtable waits for a thread, so that compaction never holds up ingestion for longer than a slice.
  */
+import type { Lsn } from '../../protocol/ids.ts'
 import { internalError, toPalimpsestError } from '../shared/errors.ts'
 import { catalogueSnapshotDue, saveCatalogue } from './catalogue-store.ts'
 import type { MergeResult } from './compact-layers.ts'
@@ -35,6 +36,8 @@ const IMAGE_SLICE_BYTES = 16 << 20
 /** Image layers of a compaction, to tell them from those of imports. */
 const COMPACTED_IMAGE_LEVEL = 2
 const RETRY_MS = 1000
+/** A merge holds the page indexes of all its inputs, 56 bytes for each page. */
+const MERGE_PAGES_MAX = 600_000
 /** While so much redo waits to be taken in, threads are better used for that … */
 const BEHIND_BYTES = 32 << 20
 /** … until so many layers of level 0 have gathered that reads suffer. */
@@ -103,7 +106,7 @@ export class Compactor {
     }
     const plan = planCompaction(manifest.current.layers, this.#policy)
     if (plan !== undefined) {
-      await this.#merge(plan)
+      await this.#merge(withinMemory(plan))
       return true
     }
     const layer = planImages(manifest.current.layers)
@@ -212,5 +215,22 @@ export class Compactor {
     }))
     this.#timeline.layersChanged()
     log.debug({ lsn, pages: costly.length / 2, layers: images.length }, 'images made')
+  }
+}
+
+/** The oldest of the inputs, as many as have no more than `MERGE_PAGES_MAX` pages together; at least two. */
+function withinMemory(plan: CompactionPlan<LayerEntry>): CompactionPlan<LayerEntry> {
+  let pages = 0
+  let count = 0
+  for (const input of plan.inputs) {
+    pages += input.pages
+    if (count >= 2 && pages > MERGE_PAGES_MAX) break
+    count++
+  }
+  const inputs = plan.inputs.slice(0, count)
+  return {
+    inputs,
+    lsnStart: Math.min(...inputs.map(layer => layer.lsnStart)) as Lsn,
+    lsnEnd: Math.max(...inputs.map(layer => layer.lsnEnd)) as Lsn,
   }
 }
