@@ -21,7 +21,6 @@ import { type Benchmark, endChild, note, Report, runIfMain, startChild, wholeNum
 import { timeRecovery } from './recovery.ts'
 
 const bin = fileURLToPath(new URL('../bin/palimpsest.js', import.meta.url))
-const TIMELINE = 'be'.repeat(16) as TimelineId
 const CHUNK_BYTES = 1 << 20
 const INGEST = 'Palimpsest page server'
 const RECOVERY = 'InnoDB crash recovery'
@@ -42,7 +41,12 @@ async function server(args: readonly string[]) {
 }
 
 /** Appends the redo of an ib_logfile0 that never wrapped, from its checkpoint on. Returns where it begins and ends. */
-async function fill(safekeeper: Connection, logFile: string): Promise<{ begin: Lsn; end: Lsn }> {
+async function fill(
+  safekeeper: Connection,
+  timeline: TimelineId,
+  name: string,
+  logFile: string,
+): Promise<{ begin: Lsn; end: Lsn }> {
   const fd = openSync(logFile, 'r')
   try {
     const head = Buffer.alloc(LOG_START_OFFSET)
@@ -52,13 +56,13 @@ async function fill(safekeeper: Connection, logFile: string): Promise<{ begin: L
     const begin = checkpoint.checkpointLsn
     await safekeeper.request({
       type: MessageType.WalCreate,
-      timeline: TIMELINE,
+      timeline,
       startLsn: begin,
-      name: 'bench',
+      name,
     })
     const opened = await safekeeper.request({
       type: MessageType.WalOpen,
-      timeline: TIMELINE,
+      timeline,
       writer: 'bench',
     })
     const epoch = (opened.message as { epoch: WriterEpoch }).epoch
@@ -77,7 +81,7 @@ async function fill(safekeeper: Connection, logFile: string): Promise<{ begin: L
       if (end === 0) break
       const append: WalAppend = {
         type: MessageType.WalAppend,
-        timeline: TIMELINE,
+        timeline,
         epoch,
         beginLsn: lsn,
         wallTimeUs: Date.now() * 1000,
@@ -93,16 +97,19 @@ async function fill(safekeeper: Connection, logFile: string): Promise<{ begin: L
   }
 }
 
-/** Seconds from the timeline's creation until all of the log is durable in layers. */
+/**
+ * Seconds from a timeline's creation until all of its log is durable in layers, summed over `timelines` of them that one
+ * page server takes one after the other, each with the same log.
+ */
 export async function timePageServer(
   logFile: string,
   scratch: string,
   options: readonly string[],
+  timelines = 1,
 ): Promise<{ seconds: number; redoBytes: number; rssPeakMiB: number }> {
   mkdirSync(scratch, { recursive: true })
   const safekeeper = await server(['safekeeper', '--data', join(scratch, 'safekeeper')])
   try {
-    const { begin, end } = await fill(safekeeper.connection, logFile)
     const store = join(scratch, 'pageserver')
     const pageServer = await server([
       'pageserver',
@@ -113,23 +120,16 @@ export async function timePageServer(
       ...options,
     ])
     try {
-      const create: TimelineCreate = {
-        type: MessageType.TimelineCreate,
-        timeline: TIMELINE,
-        startLsn: begin,
-        innodbPageSize: 16384,
-        name: 'bench',
-        serverVersion: '',
+      let seconds = 0
+      let redoBytes = 0
+      for (let i = 0; i < timelines; i++) {
+        const timeline = (i + 1).toString(16).padStart(32, 'be') as TimelineId
+        const name = `bench-${i}`
+        const { begin, end } = await fill(safekeeper.connection, timeline, name, logFile)
+        seconds += await timeTimeline(pageServer.connection, timeline, name, begin, end)
+        redoBytes += end - begin
       }
-      const wait: WaitLsn = { type: MessageType.WaitLsn, timeline: TIMELINE, lsn: end, timeoutMs: 600_000 }
-      const checkpoint: Checkpoint = { type: MessageType.Checkpoint, timeline: TIMELINE }
-      const from = performance.now()
-      await pageServer.connection.request(create)
-      await pageServer.connection.request(wait)
-      const { durableLsn } = (await pageServer.connection.request(checkpoint)).message
-      const seconds = (performance.now() - from) / 1000
-      if (durableLsn < end) throw new Error(`durable is only LSN ${durableLsn} of ${end}`)
-      return { seconds, redoBytes: end - begin, rssPeakMiB: peakMemory(pageServer.child.pid!) }
+      return { seconds, redoBytes, rssPeakMiB: peakMemory(pageServer.child.pid!) }
     } finally {
       pageServer.connection.close()
       await endChild(pageServer.child)
@@ -139,6 +139,31 @@ export async function timePageServer(
     await endChild(safekeeper.child)
     rmSync(scratch, { recursive: true, force: true })
   }
+}
+
+async function timeTimeline(
+  pageServer: Connection,
+  timeline: TimelineId,
+  name: string,
+  begin: Lsn,
+  end: Lsn,
+): Promise<number> {
+  const create: TimelineCreate = {
+    type: MessageType.TimelineCreate,
+    timeline,
+    startLsn: begin,
+    innodbPageSize: 16384,
+    name,
+    serverVersion: '',
+  }
+  const wait: WaitLsn = { type: MessageType.WaitLsn, timeline, lsn: end, timeoutMs: 600_000 }
+  const checkpoint: Checkpoint = { type: MessageType.Checkpoint, timeline }
+  const from = performance.now()
+  await pageServer.request(create)
+  await pageServer.request(wait)
+  const { durableLsn } = (await pageServer.request(checkpoint)).message
+  if (durableLsn < end) throw new Error(`durable is only LSN ${durableLsn} of ${end}`)
+  return (performance.now() - from) / 1000
 }
 
 /** Largest resident size of a process in MiB, where the system tells (Linux); else 0. */
@@ -163,16 +188,19 @@ export const benchmark: Benchmark = {
     '  --redo FILE    use this ib_logfile0 (which never wrapped), without a reference',
     '  --runs N       how often both take turns; the best counts (2)',
     '  --memory SIZE  memory of the page server (its default)',
+    '  --timelines N  how many timelines one page server takes one after the other, each with this log (1)',
   ].join('\n'),
   options: {
     megabytes: { type: 'string' },
     redo: { type: 'string' },
     runs: { type: 'string' },
     memory: { type: 'string' },
+    timelines: { type: 'string' },
   },
   async run(values) {
     const megabytes = wholeNumber(values['megabytes'], 400, 'megabytes', 10)
     const runs = wholeNumber(values['runs'], 2, 'runs')
+    const timelines = wholeNumber(values['timelines'], 1, 'timelines')
     const options = typeof values['memory'] === 'string' ? ['--memory', values['memory']] : []
     const given = values['redo']
     const data = typeof given === 'string' ? undefined : await dataset(megabytes)
@@ -195,6 +223,10 @@ export const benchmark: Benchmark = {
           logFile,
           join(scratch, `run${run}`),
           options,
+          timelines,
+        )
+        note(
+          `${Math.round(redoBytes / 1e6)} MB of redo; the page server took at most ${rssPeakMiB} MiB of memory`,
         )
         report.add({
           group: 'whole log',
