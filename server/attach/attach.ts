@@ -263,7 +263,8 @@ class Session {
         await this.#follow()
       }
     } catch (error) {
-      if (!signal?.aborted) throw this.#failure ?? error
+      // Being told to stop is no failure, unless the import was not complete.
+      if (!signal?.aborted || this.#job) throw this.#failure ?? error
     } finally {
       signal?.removeEventListener('abort', onAbort)
       this.#pump.stop()
@@ -430,6 +431,8 @@ class Session {
     const end = await this.#coveringLsn(session, job.startLsn)
     // What can be read has its other files, too.
     await this.#firstSweep
+    // The ring may have overtaken the reader meanwhile, and then another import has taken this one's place.
+    if (this.#job?.session !== session) throw retryError('the import was begun anew')
     // The page server must know of the gap that this import mends, and be able to read at its end.
     await this.#ingested(end)
     await session.end(

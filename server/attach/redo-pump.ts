@@ -47,7 +47,6 @@ export class RedoPump {
   #waiters: { readonly lsn: Lsn; readonly resolve: () => void; readonly reject: (error: unknown) => void }[] =
     []
   #caughtUp: (() => void)[] = []
-  #wantsThorough = false
 
   constructor(options: RedoPumpOptions) {
     this.#options = options
@@ -92,17 +91,19 @@ export class RedoPump {
       let pauseMs = POLL_MS_MIN
       while (!this.#stopped) {
         if (this.#failure) throw this.#failure
-        const thorough = this.#wantsThorough
-        const step = await this.#options.tail.step(thorough)
+        // Who asks while this look is under way is told by the next one.
+        const waiters = this.#caughtUp.slice()
+        const step = await this.#options.tail.step(waiters.length > 0)
         if (step.kind === 'chunk') {
           this.#idleSince = undefined
           polls = 0
           pauseMs = POLL_MS_MIN
           await this.#take(step)
+          // A server that always has something to write is never seen idle.
+          if (step.atEnd) this.#seenEnd(waiters)
         } else if (step.kind === 'idle') {
           this.#idleSince ??= performance.now()
-          if (thorough) this.#wantsThorough = false
-          if (thorough || !this.#wantsThorough) for (const resolve of this.#caughtUp.splice(0)) resolve()
+          this.#seenEnd(waiters)
           if (++polls % POLLS_PER_STEP === 0) pauseMs = Math.min(POLL_MS_MAX, pauseMs + 1)
           await new Promise(done => setTimeout(done, pauseMs))
         } else if (step.kind === 'wait') {
@@ -123,6 +124,12 @@ export class RedoPump {
       for (const resolve of this.#caughtUp.splice(0)) resolve()
       this.#settle()
     }
+  }
+
+  #seenEnd(waiters: readonly (() => void)[]): void {
+    if (waiters.length === 0) return
+    this.#caughtUp = this.#caughtUp.filter(resolve => !waiters.includes(resolve))
+    for (const resolve of waiters) resolve()
   }
 
   async #take(step: Extract<TailStep, { kind: 'chunk' }>): Promise<void> {
@@ -204,7 +211,6 @@ export class RedoPump {
   /** Waits until the reader has seen the end of the log, at some moment after this call. @returns that LSN, durable */
   async caughtUp(): Promise<Lsn> {
     if (!this.#stopped) {
-      this.#wantsThorough = true
       await new Promise<void>(resolve => this.#caughtUp.push(resolve))
     }
     if (this.#failure) throw this.#failure

@@ -69,6 +69,8 @@ export type TailStep =
       readonly bytes: Uint8Array
       /** Pairs of offsets in `bytes`, start and end, of the mini-transactions that begin with a record about files. */
       readonly fileMtrs: readonly number[]
+      /** When this was read, there was no more. */
+      readonly atEnd: boolean
     }
   /** The end of the log, for now. */
   | { readonly kind: 'idle' }
@@ -340,7 +342,11 @@ export class RingTail {
           ? Math.min(CHUNK_BYTES_MAX, Math.max(look * 4, PEEK_BYTES))
           : Math.min(CHUNK_BYTES_MAX, Math.max(PEEK_BYTES, consumedBytes * 2))
       await this.#noticeReplacement(false)
-      return { kind: 'chunk', beginLsn, endLsn: this.#position, bytes, fileMtrs }
+      const atEnd =
+        stop !== ScanResult.NEED_MORE &&
+        this.#suspect?.offset !== this.#position - this.#log.geometry.firstLsn &&
+        this.checkpointLsn <= this.#position
+      return { kind: 'chunk', beginLsn, endLsn: this.#position, bytes, fileMtrs, atEnd }
     }
   }
 
