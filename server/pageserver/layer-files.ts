@@ -86,7 +86,9 @@ export class LayerFiles {
   /** LSN of the newest INIT_PAGE of the page in (after, upTo], or 0. */
   newestInit(layer: LayerSource, handle: number, after: Lsn, upTo: Lsn): Lsn {
     const reader = this.open(layer.path)
-    if (reader.initLsn(handle) <= after) return 0 as Lsn
+    const last = reader.initLsn(handle)
+    if (last <= after) return 0 as Lsn
+    if (last <= upTo) return last
     let found = 0 as Lsn
     reader.forEachEntry(handle, after, upTo, (_buf, _start, _end, lsn, flags) => {
       if ((flags & EntryFlag.INIT_PAGE) !== 0) found = lsn
@@ -94,7 +96,15 @@ export class LayerFiles {
     return found
   }
 
-  forEachEntry(layer: LayerSource, handle: number, after: Lsn, upTo: Lsn, callback: EntryCallback): void {
-    this.open(layer.path).forEachEntry(handle, after, upTo, callback)
+  /** With `fromInit`, what comes before the last INIT_PAGE in the range is left out. */
+  forEachEntry(
+    layer: LayerSource,
+    handle: number,
+    after: Lsn,
+    upTo: Lsn,
+    callback: EntryCallback,
+    fromInit = false,
+  ): void {
+    this.open(layer.path).forEachEntry(handle, after, upTo, callback, fromInit)
   }
 }

@@ -165,7 +165,7 @@ export class Reconstructor {
   #applyAll(runs: readonly number[], deltas: readonly Found[], after: Lsn, lsn: Lsn): void {
     for (let i = deltas.length - 1; i >= 0; i--) {
       const { layer, handle } = deltas[i]!
-      if (layer.lsnEnd > after) this.#files.forEachEntry(layer, handle, after, lsn, this.#apply)
+      if (layer.lsnEnd > after) this.#files.forEachEntry(layer, handle, after, lsn, this.#apply, true)
     }
     const cursor = this.#cursor
     for (let i = runs.length - 1; i >= 0; i--) {
