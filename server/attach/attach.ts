@@ -74,6 +74,8 @@ export interface AttachResult {
 const RETRY_MS_MIN = 200
 const RETRY_MS_MAX = 5000
 const FOLLOW_TICK_MS = 10
+/** A sign of life now and then. */
+const REPORT_MS = 60_000
 const WAIT_LSN_MS = 10 * 60_000
 
 /** @throws PalimpsestError, DatadirError */
@@ -304,9 +306,19 @@ class Session {
   }
 
   async #follow(): Promise<void> {
-    const { signal } = this.#o
+    const { signal, progress } = this.#o
+    let reported = performance.now()
+    let reportedLsn = this.#pump.sentLsn
     while (!signal?.aborted) {
       if (this.#failure) throw this.#failure
+      const now = performance.now()
+      if (now - reported >= REPORT_MS) {
+        const lsn = this.#pump.sentLsn
+        const rate = humanBytes(((lsn - reportedLsn) / (now - reported)) * 1000)
+        progress.message(`at LSN ${lsn}, ${rate}/s of redo, ${this.#capture.files} other files`, { lsn })
+        reported = now
+        reportedLsn = lsn
+      }
       this.#capture.poll()
       await this.#finishImports()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
