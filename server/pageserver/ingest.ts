@@ -19,6 +19,8 @@ const RANGE_BYTES_MAX = 4 << 20
 /** Redo that may have arrived and not be linked yet. */
 const UNLINKED_BYTES_MAX = 24 << 20
 
+const RETRY_MS = 500
+
 const WAITING = 0
 const INDEXING = 1
 const INDEXED = 2
@@ -333,7 +335,9 @@ export class RedoIngest {
         ? thrown
         : internalError(`indexing redo failed: ${String(thrown)}`, thrown)
     if (error.kind === 'retry' && !this.#stopped) {
-      range.state = WAITING
+      // A thread died: not at once again, or a range that kills threads would keep them all from working.
+      range.state = STARVED
+      setTimeout(() => this.retry(), RETRY_MS)
       return
     }
     const goodBytes = error.kind === 'corrupt' && error.lsn !== undefined ? error.lsn - range.begin : 0

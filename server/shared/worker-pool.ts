@@ -12,7 +12,7 @@
 import { availableParallelism } from 'node:os'
 import { Piscina } from 'piscina'
 import type { Lsn } from '../../protocol/ids.ts'
-import { type ErrorKind, internalError, PalimpsestError, retryError } from './errors.ts'
+import { type ErrorKind, PalimpsestError, retryError } from './errors.ts'
 
 interface TaskFailure {
   readonly taskFailed: true
@@ -107,7 +107,8 @@ export class WorkerPool<T> {
       const message = error instanceof Error ? error.message : String(error)
       if (/queue/i.test(message))
         throw retryError(`the worker pool has ${this.queued} tasks waiting; try again`, error)
-      throw internalError(`worker task ${name} did not finish: ${message}`, error)
+      // What a task throws comes back as a value: this is a thread that died (out of memory, say). A new one takes its place.
+      throw retryError(`worker task ${name} did not finish: ${message}`, error)
     }
     if (outcome.taskFailed) {
       const error = new PalimpsestError(outcome.kind, outcome.message, { lsn: outcome.lsn })
