@@ -31,8 +31,9 @@ export function planMemory(memoryBytes: number, threads: number): MemoryPlan {
     )
   const backgroundThreads = memoryBytes < 512 * MIB ? 1 : Math.min(4, Math.max(1, threads))
   const all = threads + backgroundThreads
-  // Measured under load: a worker has 40 to 60 MiB beside what is shared, the main thread and its sockets about 160.
-  const fixed = Math.min(memoryBytes * 0.5, (170 + 55 * all) * MIB)
+  // Measured under load: a worker has 50 to 70 MiB beside what is shared (most of it freed memory that
+  // malloc keeps), the main thread and its sockets about 190.
+  const fixed = Math.min(memoryBytes * 0.5, (190 + 65 * all) * MIB)
   const layerBytesPerThread = Math.floor(Math.min(24 * MIB, (memoryBytes * 0.1) / all))
   const large = memoryBytes - fixed - layerBytesPerThread * all
   const arenaBytes = memoryBytes >= 768 * MIB ? 16 * MIB : 8 * MIB
