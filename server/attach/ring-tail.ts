@@ -374,6 +374,8 @@ export class RingTail {
       at = scanner.mtrEnd
       this.#mtrs++
     }
+    // The look ended just where a mini-transaction does: that tells nothing of what comes after it.
+    if (stop === ScanResult.COMPLETE) stop = ScanResult.NEED_MORE
     // The block in which the chain ends is the only one whose end may be remains of the log buffer.
     const lastBlock = Math.floor((base + (at - start) - 1) / BLOCK_BYTES_MOST) * BLOCK_BYTES_MOST
     for (let i = 0; i < recent.length; i += 3) {

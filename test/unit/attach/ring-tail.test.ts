@@ -116,6 +116,22 @@ t.test('hands out every byte, lap after lap', async t => {
   t.equal(tail.position, server.lsn)
 })
 
+t.test('a look that ends just where a mini-transaction does is not the end of the log', async t => {
+  for (const cold of [false, true]) {
+    const server = setUp(t)
+    // 16 bytes each, so that looks of powers of two are filled to the last byte.
+    while (server.lsn < FIRST + 48 * 1024) server.append(10)
+    const tail = await RingTail.open(server.path, { cold })
+    t.teardown(() => tail.close())
+    for (;;) {
+      const step = await tail.step()
+      if (step.kind !== 'chunk') break
+      t.equal(step.atEnd, step.endLsn === server.lsn, `cold: ${cold}, at LSN ${step.endLsn}`)
+    }
+    t.equal(tail.position, server.lsn)
+  }
+})
+
 t.test('half a mini-transaction is nothing yet', async t => {
   const server = setUp(t)
   const tail = await RingTail.open(server.path)
