@@ -244,6 +244,8 @@ class Session {
       this.#job?.abort.abort(signal?.reason)
     }
     signal?.addEventListener('abort', onAbort, { once: true })
+    // It may have come before anybody listened.
+    if (signal?.aborted) onAbort()
     try {
       this.#firstSweep = this.#capture.sweep()
       // Awaited by the import as well; a failure is seen there or here.
