@@ -33,6 +33,7 @@ import {
   type ServerOptions,
   type Servers,
 } from './timeline-link.ts'
+import { isUndoName, UndoWatch } from './undo-watch.ts'
 
 export interface AttachOptions extends ServerOptions {
   readonly datadir: string
@@ -130,6 +131,7 @@ class Session {
   readonly #log: OpenedLog
   readonly #tail: RingTail
   readonly #tracker = new SpaceTracker()
+  readonly #undo: UndoWatch
   readonly #pump: RedoPump
   readonly #capture: FileCapture
   #readableFromLsn: Lsn
@@ -153,6 +155,7 @@ class Session {
     this.#timeline = timeline
     this.#log = log
     this.#tail = tail
+    this.#undo = new UndoWatch(options.datadir)
     this.#readableFromLsn = status?.summary.readableFromLsn ?? log.endLsn
     this.#pump = new RedoPump({
       tail,
@@ -262,6 +265,7 @@ class Session {
         await this.#finishImports()
         const end = await this.#pump.caughtUp()
         await this.#ingested(end)
+        await this.#lookAtUndo()
       } else {
         progress.message(`caught up with the server at LSN ${lsn}; following (stop with Ctrl-C)`, { lsn })
         await this.#follow()
@@ -323,6 +327,7 @@ class Session {
       }
       this.#capture.poll()
       await this.#finishImports()
+      await this.#lookAtUndo()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
     }
     await this.#capture.idle()
@@ -513,6 +518,41 @@ class Session {
     return this.#tracker
       .inspect(chunk.bytes, chunk.beginLsn, chunk.fileMtrs)
       .map(unknown => ({ at: unknown.at, action: lsn => this.#reimport(unknown, lsn) }))
+  }
+
+  /** Undo tablespaces come and go at a start of the server, and the log does not name them: it only has their pages. */
+  async #lookAtUndo(): Promise<void> {
+    if (this.#job || !(await this.#undo.changed())) return
+    const lsn = this.#tail.position
+    const files = await this.#undo.settle()
+    if (!files) return
+    await this.#ingested(lsn)
+    const { pageServer } = this.#servers
+    const timeline = this.#timeline
+    const replies = await pageServer.requestAll({ type: MessageType.SpaceList, timeline, lsn })
+    const before = replies.flatMap(({ message }) => message.spaces)
+    const known = new Map(before.map(space => [space.space, space.name]))
+    const added = files.filter(file => known.get(file.space) !== file.name)
+    const gone = before.filter(space => isUndoName(space.name) && !files.some(f => f.space === space.space))
+    if (added.length + gone.length === 0) return
+    this.#o.progress.message(
+      `the server has other undo tablespaces than before: ${files.map(file => `${file.name} (id ${file.space})`).join(', ') || 'none'}`,
+      { added: added.map(file => file.space), gone: gone.map(space => space.space), lsn },
+    )
+    const session = await PageImport.begin({
+      pageServer,
+      timeline,
+      kind: 'partial',
+      startLsn: lsn,
+      live: true,
+      signal: this.#o.signal,
+    })
+    for (const file of added) await session.announce(file)
+    const absent = new Set(gone.map(space => space.space))
+    await session.end(
+      lsn,
+      before.flatMap(({ space }) => (absent.has(space) ? [] : [space])),
+    )
   }
 
   /** Tablespaces whose content the log does not tell: their files are copied. */

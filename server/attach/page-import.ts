@@ -64,17 +64,9 @@ export class PageImport {
   async copy(space: SpaceFile): Promise<boolean> {
     const reader = await SpaceReader.open(space)
     if (!reader) return false
-    const { pageServer, signal, afterLsn, live, rescue } = this.#options
+    const { signal, afterLsn, live, rescue } = this.#options
     try {
-      await pageServer.request({
-        type: MessageType.ImportSpace,
-        session: this.#session,
-        space: space.space,
-        flags: space.format.flags,
-        pages: space.pages,
-        external: space.external,
-        name: space.name,
-      })
+      await this.announce(space)
       let batch: PageImage[] = []
       let batchBytes = 0
       for await (const { images, bytesRead } of reader.pages({
@@ -106,6 +98,19 @@ export class PageImport {
       await reader.close()
     }
     return true
+  }
+
+  /** Says that a tablespace exists. */
+  async announce(space: SpaceFile): Promise<void> {
+    await this.#options.pageServer.request({
+      type: MessageType.ImportSpace,
+      session: this.#session,
+      space: space.space,
+      flags: space.format.flags,
+      pages: space.pages,
+      external: space.external,
+      name: space.name,
+    })
   }
 
   async #send(space: SpaceFile, images: readonly PageImage[], bytes: number): Promise<void> {

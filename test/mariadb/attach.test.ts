@@ -196,6 +196,22 @@ t.test('a second agent takes over, and the first one stops', { skip }, async t =
   await second.stop()
 })
 
+t.test('other undo tablespaces after a restart, which no record of the log names', { skip }, async t => {
+  const server = await MariadbServer.create(t, { installArgs: undoTruncationArgs })
+  const cluster = await Cluster.start(t)
+  const bank = new BankWorkload(server)
+  await bank.setup()
+  const agent = cluster.attach(t, server.datadir, 'db')
+  await agent.saw('following')
+  await server.restart(['--innodb-undo-tablespaces=5'])
+  await bank.run(50)
+  await agent.saw(/other undo tablespaces than before: undo001 \(id \d+\), .* undo005/)
+  await server.restart(['--innodb-undo-tablespaces=2'])
+  await bank.run(50)
+  await verifyClean(t, cluster, server)
+  await agent.stop()
+})
+
 t.test('IMPORT TABLESPACE: content that is in no log', { skip }, async t => {
   const server = await MariadbServer.create(t)
   const cluster = await Cluster.start(t)
