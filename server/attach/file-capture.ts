@@ -210,9 +210,10 @@ export class FileCapture {
 
   #watchDirectoryIfNew(name: string): void {
     if (this.#watchers.has(name) || !isWatchedDirectory(name)) return
+    // Watched first: what comes between is seen twice rather than not at all.
+    this.#watchDirectory(name)
     readdir(join(this.#options.datadir, name)).then(
       files => {
-        this.#watchDirectory(name)
         for (const file of files) {
           const path = `${name}/${file}`
           if (isCaptured(path, this.#options.rules)) this.#notice(path)
