@@ -126,7 +126,11 @@ export async function scanDatadir(datadir: string, options: ScanOptions = {}): P
         await addFile(path, `${directory}/${file}`, 'table', false, spaces, unborn, options)
       } else if (file.endsWith('.isl')) {
         const target = await readLink(join(root, directory, file))
-        if (target) await addFile(target, target, 'table', true, spaces, unborn, options)
+        if (!target) continue
+        // RENAME TABLE to another database leaves the old link behind, without a table. InnoDB does not look at it.
+        const stale = !files.includes(`${file.slice(0, -4).split('#')[0]}.frm`)
+        const live = options.live || (stale && (await isAbsent(target)))
+        await addFile(target, target, 'table', true, spaces, unborn, { ...options, live })
       }
     }
   }
@@ -193,6 +197,10 @@ function refuseStrangers(root: string, names: readonly string[], withoutLog: boo
         ? 'has no ib_logfile0: this is a backup that was not prepared; run "mariadb-backup --prepare" on it first'
         : 'has no ib_logfile0; if innodb_log_group_home_dir points elsewhere, that is not supported',
     )
+}
+
+async function isAbsent(path: string): Promise<boolean> {
+  return await stat(path).then(() => false, isMissing)
 }
 
 /** A link file is one line: the absolute path of the .ibd file. */

@@ -14,6 +14,7 @@ t.test('lists tablespaces of all kinds', async t => {
     'db/t.ibd': fakeSpace({ space: 7, pages: 6, fspSize: 5 }),
     'db/t#P#p0.ibd': fakeSpace({ space: 8, pages: 4 }),
     'db/far.isl': elsewhere,
+    'db/left.isl': '/nowhere/db/left.ibd',
     'db/t.frm': 'not a tablespace',
     'db/unborn.ibd': Buffer.alloc(65536),
     '#innodb_temp/x.ibd': 'ignored',
@@ -95,7 +96,7 @@ t.test('refuses what it cannot follow, and says why', async t => {
       [],
       /t\.ibd: page 0 is damaged: tablespace flags 0xeeeeeeee/,
     ],
-    ['lost link', { 'db/t.isl': '/nowhere/db/t.ibd' }, [], /named by an \.isl link/],
+    ['lost link', { 'db/t.isl': '/nowhere/db/t.ibd', 'db/t.frm': '' }, [], /named by an \.isl link/],
     ['odd link', { 'db/t.isl': 'relative.ibd' }, [], /does not name an \.ibd file/],
   ]
   for (const [why, files, remove, message] of cases) {
