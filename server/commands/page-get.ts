@@ -3,7 +3,7 @@ import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { Role } from '../../protocol/messages.ts'
 import { withConnection } from './common.ts'
-import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page.ts'
+import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page-common.ts'
 
 export function registerPageGet(page: Command): void {
   addMomentOptions(

@@ -6,7 +6,7 @@ import type { Connection } from '../../protocol/connection.ts'
 import { LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
 import { type HistoryEntry, MessageType, Role } from '../../protocol/messages.ts'
 import { integerArgument, lsnArgument, withConnection } from './common.ts'
-import { addPageOptions, findSpace, type PageOptions } from './page.ts'
+import { addPageOptions, findSpace, type PageOptions } from './page-common.ts'
 
 interface Options extends PageOptions {
   from: Lsn

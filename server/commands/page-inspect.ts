@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import { inspectPage, inspectPageObject } from '../../parser/page-inspect.ts'
 import { Role } from '../../protocol/messages.ts'
 import { withConnection } from './common.ts'
-import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page.ts'
+import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page-common.ts'
 
 export function registerPageInspect(page: Command): void {
   addMomentOptions(

@@ -9,10 +9,16 @@ import type { Connection } from '../../protocol/connection.ts'
 import { type Address, type DialOptions, dial } from '../../protocol/dial.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, Role } from '../../protocol/messages.ts'
-import { fencedError, internalError, type PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
-import type { Log } from './log.ts'
-import { nodeClock } from './node-seams.ts'
-import type { Clock } from './seams.ts'
+import {
+  fencedError,
+  internalError,
+  type PalimpsestError,
+  retryError,
+  toPalimpsestError,
+} from '../../server/shared/errors.ts'
+import type { Log } from '../../server/shared/log.ts'
+import { nodeClock } from '../../server/shared/node-seams.ts'
+import type { Clock } from '../../server/shared/seams.ts'
 
 export interface WalWriterOptions {
   readonly safekeepers: readonly Address[]
