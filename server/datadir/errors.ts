@@ -40,6 +40,10 @@ export function explainSystemError(path: string, error: unknown): Error {
     )
   if (code === 'ENOENT') return new DatadirError(path, 'no such file or directory', { cause: error })
   if (code === 'ENOTDIR') return new DatadirError(path, 'is not a directory', { cause: error })
+  if (code === 'ENOSPC' || code === 'EDQUOT')
+    return new DatadirError(path, 'no space left on this disk; make room, or choose another one', {
+      cause: error,
+    })
   return error instanceof Error ? error : new Error(String(error))
 }
 

@@ -96,7 +96,7 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
     }
   } catch (error) {
     await removeContents(out, existed)
-    throw error
+    throw (error as NodeJS.ErrnoException).syscall === undefined ? error : explainSystemError(out, error)
   }
 }
 
