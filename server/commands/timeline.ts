@@ -5,6 +5,7 @@ import Table from 'cli-table3'
 import type { Command } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
+import { LSN_MAX } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus, type TimelineSummary } from '../../protocol/messages.ts'
 import {
   addClientOptions,
@@ -96,12 +97,17 @@ export function timelineTable(timelines: readonly TimelineSummary[]): string {
       t.name,
       t.state,
       `${t.innodbPageSize / 1024}k`,
-      t.readableFromLsn,
+      readableFrom(t),
       t.ingestedLsn,
       t.durableLsn,
       t.lastWallTimeUs === 0 ? '-' : formatTime(t.lastWallTimeUs),
     ])
   return table.toString()
+}
+
+/** Before its first import has ended, a timeline can be read from nowhere on. */
+function readableFrom(t: TimelineSummary): string {
+  return t.readableFromLsn === LSN_MAX ? '-' : String(t.readableFromLsn)
 }
 
 function describeTimeline(status: TimelineStatus): string {
@@ -113,7 +119,7 @@ function describeTimeline(status: TimelineStatus): string {
     ['server', status.serverVersion || 'unknown'],
     ['InnoDB page size', summary.innodbPageSize],
     ['imported at LSN', summary.startLsn],
-    ['readable from LSN', summary.readableFromLsn],
+    ['readable from LSN', readableFrom(summary)],
     ['ingested LSN', summary.ingestedLsn],
     ['durable LSN', summary.durableLsn],
     ['newest change', summary.lastWallTimeUs === 0 ? '-' : formatTime(summary.lastWallTimeUs)],
