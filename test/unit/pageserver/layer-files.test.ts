@@ -29,7 +29,8 @@ t.test('a reader that gives way to others can be used to the end of the task', a
     found.push(buf.toString('latin1', start, end)),
   )
   t.same(found, ['entry'])
-  t.not(files.open(path), first, 'it was evicted')
+  t.equal(files.open(path), first, 'nothing is opened twice in one task')
   await new Promise(resolve => setImmediate(() => setImmediate(resolve)))
-  t.throws(() => first.timeSamples(), 'and closed afterwards')
+  t.throws(() => first.timeSamples(), 'it was evicted, and is closed afterwards')
+  t.not(files.open(path), first, 'the next task opens the file anew')
 })
