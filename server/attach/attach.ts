@@ -75,6 +75,7 @@ export interface AttachResult {
 const RETRY_MS_MIN = 200
 const RETRY_MS_MAX = 5000
 const FOLLOW_TICK_MS = 10
+const LAST_LOOK_MS = 3000
 /** A sign of life now and then. */
 const REPORT_MS = 60_000
 const WAIT_LSN_MS = 10 * 60_000
@@ -135,6 +136,7 @@ class Session {
   readonly #pump: RedoPump
   readonly #capture: FileCapture
   #readableFromLsn: Lsn
+  #following = false
   /** Begun by the time that it stands here: the redo beyond its start LSN may flow. */
   #job: { readonly job: ImportJob; readonly session: PageImport; readonly abort: AbortController } | undefined
   readonly #reimports = new Set<Promise<void>>()
@@ -243,7 +245,8 @@ class Session {
       this.#failure ??= error
     })
     const onAbort = (): void => {
-      this.#pump.stop()
+      // While following, the last look at the log comes first: see #follow.
+      if (!this.#following) this.#pump.stop()
       this.#job?.abort.abort(signal?.reason)
     }
     signal?.addEventListener('abort', onAbort, { once: true })
@@ -315,6 +318,7 @@ class Session {
     const { signal, progress } = this.#o
     let reported = performance.now()
     let reportedLsn = this.#pump.sentLsn
+    this.#following = true
     while (!signal?.aborted) {
       if (this.#failure) throw this.#failure
       const now = performance.now()
@@ -330,6 +334,8 @@ class Session {
       await this.#lookAtUndo()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
     }
+    // What the server had written when we were told to stop is taken along, but nothing is waited for that may not come.
+    await Promise.race([this.#pump.caughtUp(), sleep(LAST_LOOK_MS, undefined, { ref: false })])
     await this.#capture.idle()
   }
 
