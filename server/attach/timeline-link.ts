@@ -8,7 +8,7 @@ import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial } from '../../protocol/dial.ts'
 import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
-import { invalidError } from '../shared/errors.ts'
+import { listTimelines } from '../shared/timeline-list.ts'
 
 export interface ServerOptions {
   readonly connect: readonly Address[]
@@ -41,19 +41,13 @@ export async function openServers(options: ServerOptions): Promise<Servers> {
   }
 }
 
-export function openPageServer(options: ServerOptions): Promise<Connection> {
-  return dial(options.connect, Role.PAGESERVER, { token: options.token, signal: options.signal })
-}
-
 /** The timeline of that name or id on the page server; undefined if it has none. */
 export async function findTimeline(
   pageServer: Connection,
   name: string,
 ): Promise<TimelineStatus | undefined> {
-  const replies = await pageServer.requestAll({ type: MessageType.TimelineList })
-  const summary = replies
-    .flatMap(({ message }) => message.timelines)
-    .find(timeline => timeline.name === name || timeline.timeline === name)
+  const all = await listTimelines(pageServer)
+  const summary = all.find(timeline => timeline.name === name || timeline.timeline === name)
   if (!summary) return undefined
   const { message } = await pageServer.request({
     type: MessageType.TimelineShow,
@@ -61,17 +55,6 @@ export async function findTimeline(
     name: '',
   })
   return message
-}
-
-/** @throws PalimpsestError of kind invalid if there is none; the message names those that exist */
-export async function getTimeline(pageServer: Connection, name: string): Promise<TimelineStatus> {
-  const found = await findTimeline(pageServer, name)
-  if (found) return found
-  const replies = await pageServer.requestAll({ type: MessageType.TimelineList })
-  const names = replies.flatMap(({ message }) => message.timelines.map(timeline => timeline.name))
-  throw invalidError(
-    `there is no timeline "${name}" on ${pageServer.address}; ${names.length > 0 ? `it has ${names.slice(0, 20).join(', ')}` : 'it has none; begin one with "palimpsest attach"'}`,
-  )
 }
 
 export interface NewTimeline {

@@ -9,6 +9,7 @@ import {
   type WalListItem,
   type WalStateReply,
 } from '../../protocol/messages.ts'
+import { listTimelines } from '../shared/timeline-list.ts'
 import {
   addClientOptions,
   type ClientOptions,
@@ -18,7 +19,6 @@ import {
   printJson,
   withConnection,
 } from './common.ts'
-import { listTimelines } from './timeline.ts'
 
 interface TimelineRow {
   pages: TimelineStatus | undefined

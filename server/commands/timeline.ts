@@ -3,10 +3,10 @@
 import { createInterface } from 'node:readline/promises'
 import Table from 'cli-table3'
 import type { Command } from 'commander'
-import type { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
 import { LSN_MAX } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus, type TimelineSummary } from '../../protocol/messages.ts'
+import { listTimelines } from '../shared/timeline-list.ts'
 import {
   addClientOptions,
   type ClientOptions,
@@ -66,13 +66,6 @@ export function registerTimeline(program: Command): void {
         `deleted timeline ${summary.name} (${timeline}) at ${options.connect.map(formatAddress).join(', ')}`,
       )
   })
-}
-
-export async function listTimelines(connection: Connection): Promise<TimelineSummary[]> {
-  const timelines: TimelineSummary[] = []
-  for await (const { message } of connection.stream({ type: MessageType.TimelineList }))
-    timelines.push(...message.timelines)
-  return timelines.sort((a, b) => a.name.localeCompare(b.name))
 }
 
 async function confirmDeletion(summary: TimelineSummary): Promise<void> {

@@ -1,8 +1,10 @@
 // The attach agent alone, in this process, against servers that keep what they are sent and replay it the dumb way.
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { dial } from '../../protocol/dial.ts'
+import { Role } from '../../protocol/messages.ts'
 import { type AttachOptions, attach } from '../../server/attach/attach.ts'
-import { getTimeline, openPageServer } from '../../server/attach/timeline-link.ts'
+import { findTimeline } from '../../server/attach/timeline-link.ts'
 import { verifyDatadir } from '../../server/attach/verify.ts'
 import { Progress } from '../../server/shared/progress.ts'
 import { compareWithDatadir } from '../support/compare-datadir.ts'
@@ -48,12 +50,12 @@ t.test('what it sends makes every page, with a slow safekeeper too', { skip }, a
   )
   t.match(compared, { differing: 0, differences: [] })
 
-  const pageServer = await openPageServer({ connect: naive.addresses })
+  const pageServer = await dial(naive.addresses, Role.PAGESERVER)
   t.teardown(() => pageServer.close())
   const differences: string[] = []
   const verified = await verifyDatadir({
     pageServer,
-    status: await getTimeline(pageServer, 'db'),
+    status: (await findTimeline(pageServer, 'db'))!,
     datadir: server.datadir,
     progress,
     onDifference: difference => differences.push(JSON.stringify(difference)),
