@@ -1,12 +1,13 @@
 /** What the server commands share: options, the listener, and a clean stop at SIGTERM or SIGINT. */
-import { readFileSync } from 'node:fs'
 import type { Command } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
 import { Listener } from '../shared/listener.ts'
 import { createLog, type Log } from '../shared/log.ts'
+import { type AdminCommandOptions, addAdminOption, openWatch, type Watch } from './admin.ts'
 import { addressArgument, DEFAULT_ADDRESS } from './common.ts'
+import { packageVersion } from './version.ts'
 
-export interface ServeOptions {
+export interface ServeOptions extends AdminCommandOptions {
   id?: string
   data: string
   listen: Address
@@ -18,7 +19,7 @@ export function addServeOptions(command: Command, dataDefault?: string): Command
   const data = command.createOption('--data <DIR>', 'where this server keeps its files')
   if (dataDefault === undefined) data.makeOptionMandatory()
   else data.default(dataDefault)
-  return command
+  return addAdminOption(command)
     .addOption(data)
     .option('--listen <HOST:PORT>', 'address to listen on', addressArgument, addressArgument(DEFAULT_ADDRESS))
     .option(
@@ -47,9 +48,25 @@ export interface Part {
 export async function serve(
   name: string,
   options: ServeOptions,
-  start: (listener: Listener, log: Log, parts: Part[]) => Promise<void>,
+  start: (listener: Listener, log: Log, parts: Part[], watch: Watch) => Promise<void>,
 ): Promise<void> {
-  const log = createLog({ name, level: options.logLevel })
+  const log = createLog({ name, level: options.logLevel, node: options.id })
+  const watch = await openWatch(name, options, log)
+  try {
+    await serveWatched(options, log, watch, start)
+  } finally {
+    await watch.close()
+  }
+}
+
+async function serveWatched(
+  options: ServeOptions,
+  log: Log,
+  watch: Watch,
+  start: (listener: Listener, log: Log, parts: Part[], watch: Watch) => Promise<void>,
+): Promise<void> {
+  const listening = watch.readiness.pending('listener', 'not listening yet')
+  const recovered = watch.readiness.pending('recovery', 'what is on disk is still being read')
   const parts: Part[] = []
   const listener = new Listener({
     ...options.listen,
@@ -57,12 +74,17 @@ export async function serve(
     nodeId: options.id,
     insecureListen: options.insecureListen,
     software: `palimpsest ${packageVersion()}`,
+    metrics: watch.part('listener'),
   })
   try {
     await listener.listen()
-    await start(listener, log, parts)
+    listening()
+    await start(listener, log, parts, watch)
+    recovered()
     process.stdout.write(`ready ${listener.address}\n`)
     const signal = await stopSignal()
+    // From here on others should be asked.
+    watch.readiness.add('stopping', () => 'it was told to stop')
     log.info({ signal }, 'stopping')
   } finally {
     await listener.close()
@@ -74,9 +96,4 @@ function stopSignal(): Promise<string> {
   const { promise, resolve } = Promise.withResolvers<string>()
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve(signal))
   return promise
-}
-
-export function packageVersion(): string {
-  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
-  return (JSON.parse(text) as { version: string }).version
 }

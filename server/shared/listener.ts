@@ -13,7 +13,9 @@ import {
 } from '../../protocol/frame.ts'
 import type { Hello, Message, MessageType, Replies } from '../../protocol/messages.ts'
 import { invalidError, retryError } from './errors.ts'
+import { ListenerStats } from './listener-stats.ts'
 import type { Log } from './log.ts'
+import type { MetricsPart } from './metrics.ts'
 import {
   type IncomingRequest,
   type ListenerState,
@@ -92,6 +94,7 @@ export interface ListenerOptions {
   readonly insecureListen?: boolean | undefined
   /** Throws to refuse a client. */
   readonly authenticate?: ((hello: Hello) => void) | undefined
+  readonly metrics?: MetricsPart | undefined
 }
 
 /** 127.0.0.0/8, ::1 and localhost. */
@@ -127,21 +130,29 @@ export class Listener {
       software: options.software ?? 'palimpsest',
       log: options.log,
       authenticate: options.authenticate ?? (() => {}),
+      stats: new ListenerStats(),
       requestBytes: 0,
       starved: new Set(),
       connections: new Set(),
       wallTimeUs: () => Date.now() * 1000,
     }
     for (const service of options.services ?? []) this.addService(service)
+    if (options.metrics !== undefined)
+      this.state.stats.register(options.metrics, {
+        connections: () => this.state.connections.size,
+        requestBytes: () => this.state.requestBytes,
+      })
     this.server = createServer({ noDelay: true, highWaterMark: 256 * 1024 }, socket => {
       if (this.state.connections.size >= this.state.limits.connectionsMax) {
         this.log.warn(
           { connections: this.state.connections.size },
           'too many connections: one more was closed',
         )
+        this.state.stats.refuse('limit')
         socket.destroy()
         return
       }
+      this.state.stats.accepted++
       this.state.connections.add(new ServerConnection(this.state, socket))
     })
   }

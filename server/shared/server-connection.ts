@@ -14,6 +14,7 @@ import {
   FrameWriter,
   HELLO_FRAME_BYTES_MAX,
 } from '../../protocol/frame.ts'
+import type { TimelineId } from '../../protocol/ids.ts'
 import {
   type AnyMessage,
   Feature,
@@ -27,6 +28,7 @@ import {
 } from '../../protocol/messages.ts'
 import { internalError, MalformedError, PalimpsestError, toPalimpsestError } from './errors.ts'
 import type { AnyHandler, ListenerLimits, Service } from './listener.ts'
+import type { ListenerStats, RequestOutcome } from './listener-stats.ts'
 import type { Log } from './log.ts'
 
 /** What the connections of one listener share. */
@@ -39,6 +41,7 @@ export interface ListenerState {
   readonly software: string
   readonly log: Log
   authenticate(hello: Hello): void
+  readonly stats: ListenerStats
   /** Bytes of requests in flight over all connections, bulks that are still being received included. */
   requestBytes: number
   /** Connections that stopped for want of those bytes. */
@@ -76,16 +79,19 @@ export class RequestContext {
   readonly type: number
   /** Counted against the limits until the last reply. */
   readonly bytes: number
+  /** That the request is about, if it names one: for logs. */
+  readonly timeline: TimelineId | undefined
   private done_ = false
   private abort: AbortController | undefined
   private abortReason: PalimpsestError | undefined
   private turnBytes = 0
 
-  constructor(connection: ServerConnection, requestId: number, type: number, bytes: number) {
+  constructor(connection: ServerConnection, requestId: number, message: Message, bytes: number) {
     this.connection = connection
     this.requestId = requestId
-    this.type = type
+    this.type = message.type
     this.bytes = bytes
+    this.timeline = 'timeline' in message ? (message.timeline as TimelineId | undefined) : undefined
   }
 
   /** True once the last reply was given or the connection is gone: nothing more can be said. */
@@ -127,23 +133,24 @@ export class RequestContext {
       // Too large for the peer, or not encodable: the peer must hear something.
       options.sent?.()
       if (more) this.finish()
-      this.connection.sendError(
-        this.requestId,
-        toPalimpsestError(error, `answer to ${messageName(this.type)}`),
-      )
+      const known = toPalimpsestError(error, `answer to ${messageName(this.type)}`)
+      this.connection.sendError(this.requestId, known)
+      this.connection.settled(this, known.kind)
     }
-    if (!more) this.connection.settled(this)
+    if (!more) this.connection.settled(this, 'ok')
   }
 
   /** Ends the request with an error. */
   error(thrown: unknown): void {
     if (this.done_) return
     const error = toPalimpsestError(thrown)
-    if (error.kind === 'internal')
-      this.connection.log.error({ err: thrown, request: messageName(this.type) }, 'request failed')
+    const { log } = this.connection
+    const fields = { request: messageName(this.type), timeline: this.timeline, lsn: error.lsn }
+    if (error.kind === 'internal') log.error({ err: thrown, kind: error.kind, ...fields }, 'request failed')
+    else log.debug({ kind: error.kind, reason: error.message, ...fields }, 'request refused')
     this.finish()
     this.connection.sendError(this.requestId, error)
-    this.connection.settled(this)
+    this.connection.settled(this, error.kind)
   }
 
   /**
@@ -235,6 +242,7 @@ export class ServerConnection {
   }
 
   private onData(chunk: Buffer): void {
+    this.state.stats.receivedBytes += chunk.length
     this.inEvent = true
     try {
       if (!this.reader.push(chunk)) this.socket.pause()
@@ -293,7 +301,7 @@ export class ServerConnection {
     if (this.inFlight.has(header.requestId))
       throw new MalformedError(`request id ${header.requestId} is still in flight`, true)
     const bytes = header.headBytes + frame.bulk.length
-    const context = new RequestContext(this, header.requestId, header.type, bytes)
+    const context = new RequestContext(this, header.requestId, message, bytes)
     this.inFlight.set(header.requestId, context)
     this.inFlightBytes += bytes
     this.state.requestBytes += bytes
@@ -399,6 +407,7 @@ export class ServerConnection {
         })
       else this.socket.write(pieces[i]!)
     }
+    this.state.stats.sentBytes += bytes
     if (!this.writable) this.reader.stop()
     return bytes
   }
@@ -434,8 +443,9 @@ export class ServerConnection {
   }
 
   /** For a request's context: its last reply was given. */
-  settled(context: RequestContext): void {
+  settled(context: RequestContext, outcome: RequestOutcome): void {
     if (!this.inFlight.delete(context.requestId)) return
+    this.state.stats.request(context.type, outcome)
     this.inFlightBytes -= context.bytes
     this.state.requestBytes -= context.bytes
     if (this.reader.isStopped) this.resumeReading()
@@ -468,6 +478,7 @@ export class ServerConnection {
     const waitsForPeer = this.socket.writableLength > 0 || (!this.reader.isIdle && !this.reader.isStopped)
     if (waitsForPeer) {
       this.log.warn({ stalledMs: this.state.limits.stalledMs }, 'peer does not move: connection closed')
+      this.state.stats.refuse('stalled')
       this.socket.destroy()
     } else this.socket.setTimeout(this.state.limits.stalledMs)
   }
@@ -481,6 +492,7 @@ export class ServerConnection {
   private giveUp(error: PalimpsestError, requestId: number): void {
     if (this.closing || this.gone) return
     this.log.warn({ kind: error.kind, reason: error.message }, 'connection refused')
+    this.state.stats.refuse(this.ready ? 'frame' : 'handshake')
     this.sendError(requestId, error)
     this.closing = true
     this.reader.stop()
@@ -499,6 +511,7 @@ export class ServerConnection {
     const reason = new PalimpsestError('retry', `connection from ${this.peer} is gone`)
     for (const context of this.inFlight.values()) {
       this.state.requestBytes -= context.bytes
+      this.state.stats.request(context.type, 'gone')
       context.cancel(reason, true)
     }
     this.inFlight.clear()
