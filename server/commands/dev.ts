@@ -16,7 +16,8 @@ export function registerDev(program: Command): void {
     .addHelpText('after', '\nPrints "ready HOST:PORT" once usable. SIGTERM or Ctrl-C stops it cleanly.')
   addPageServerOptions(addServeOptions(command, '.palimpsest/dev')).action(
     (options: ServeOptions & PageServerOptions) =>
-      serve('dev', options, async (listener, log, parts) => {
+      serve('dev', options, async (listener, log, parts, watch) => {
+        const loaded = watch.readiness.pending('pageserver', 'its manifests are not all loaded yet')
         parts.push(
           await startSafekeeper({
             dataDir: join(options.data, 'safekeeper'),
@@ -33,8 +34,10 @@ export function registerDev(program: Command): void {
             memoryBytes: options.memory,
             workers: options.workers,
             log: log.child({ part: 'pageserver' }),
+            metrics: watch,
           }),
         )
+        loaded()
       }),
   )
 }

@@ -35,7 +35,8 @@ export function registerPageServer(program: Command): void {
         .addHelpText('after', '\nPrints "ready HOST:PORT" once usable. SIGTERM or Ctrl-C stops it cleanly.'),
     ),
   ).action((options: ServeOptions & PageServerOptions & { safekeepers: Address[]; store?: string }) =>
-    serve('pageserver', options, async (listener, log, parts) => {
+    serve('pageserver', options, async (listener, log, parts, watch) => {
+      const loaded = watch.readiness.pending('pageserver', 'its manifests are not all loaded yet')
       parts.push(
         await startPageServer({
           dataDir: options.data,
@@ -45,8 +46,10 @@ export function registerPageServer(program: Command): void {
           memoryBytes: options.memory,
           workers: options.workers,
           log,
+          metrics: watch,
         }),
       )
+      loaded()
     }),
   )
 }

@@ -90,6 +90,13 @@ export class Compactor {
     }
   }
 
+  async #timed(kind: 'merge' | 'images', work: Promise<void>): Promise<void> {
+    const { metrics, nowMs } = this.#timeline.env
+    const since = nowMs()
+    await work
+    metrics.compactionSeconds.observe((nowMs() - since) / 1000, kind)
+  }
+
   /** One piece of work; false if there is none. */
   async #step(): Promise<boolean> {
     const { manifest, env, catalogue, durableLsn } = this.#timeline
@@ -106,12 +113,12 @@ export class Compactor {
     }
     const plan = planCompaction(manifest.current.layers, this.#policy)
     if (plan !== undefined) {
-      await this.#merge(withinMemory(plan))
+      await this.#timed('merge', this.#merge(withinMemory(plan)))
       return true
     }
     const layer = planImages(manifest.current.layers)
     if (layer !== undefined) {
-      await this.#makeImages(layer)
+      await this.#timed('images', this.#makeImages(layer))
       return true
     }
     return false
@@ -144,6 +151,7 @@ export class Compactor {
       const key = manifest.layerKey('delta', 1, plan.lsnStart, plan.lsnEnd)
       if (!(await env.store.putFile(key, path))) throw internalError(`layer ${key} exists already`)
       outputs.push(layerEntry(key, 1, summary))
+      env.metrics.layerBytes.merge += summary.bytes
       if (next === null) break
       from = next
     }
@@ -202,6 +210,7 @@ export class Compactor {
         const key = manifest.layerKey('image', COMPACTED_IMAGE_LEVEL, lsn, lsn)
         if (!(await env.store.putFile(key, path))) throw internalError(`layer ${key} exists already`)
         images.push(layerEntry(key, COMPACTED_IMAGE_LEVEL, summary))
+        env.metrics.layerBytes.images += summary.bytes
       } finally {
         snapshot.release()
       }

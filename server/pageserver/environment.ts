@@ -4,6 +4,7 @@ import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
 import type { ArenaPool } from './arena.ts'
+import type { PageServerMetrics } from './metrics.ts'
 import type { PageCache } from './page-cache.ts'
 import type { PageReader } from './page-reader.ts'
 
@@ -24,6 +25,7 @@ export interface PageServerEnvironment {
   /** Under which name the safekeeper knows this page server. */
   readonly consumer: string
   readonly log: Log
+  readonly metrics: PageServerMetrics
   /** Redo in one memtable before it is frozen and written out. */
   readonly flushBytes: number
   /** Age at which a memtable is written out however small it is. */

@@ -159,7 +159,7 @@ export class ImportSession {
       const exist = new Set(message.spaces)
       for (const { space, name } of timeline.catalogue.list(startLsn))
         if (!exist.has(space) && !this.#spaces.has(space)) {
-          timeline.log.info({ space, name }, 'this tablespace is gone since the last import')
+          timeline.log.info({ space, spaceName: name }, 'this tablespace is gone since the last import')
           this.#events.push({ kind: 'gone', lsn: startLsn, space })
         }
       // The spaces go last: the layers of pages exist by then.

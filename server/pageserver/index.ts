@@ -6,11 +6,14 @@ import type { Address } from '../../protocol/dial.ts'
 import { internalError, invalidError } from '../shared/errors.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
+import { MeteredObjectStore } from '../shared/metered-object-store.ts'
+import { type MetricsSource, NO_METRICS } from '../shared/metrics.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
-import { WorkerPool } from '../shared/worker-pool.ts'
+import { WorkerPool, WorkerPoolMetrics } from '../shared/worker-pool.ts'
 import { ArenaMemory, ArenaPool } from './arena.ts'
 import { delay, type PageServerEnvironment, type PageServerPool } from './environment.ts'
 import { planMemory } from './memory-plan.ts'
+import { PageServerMetrics } from './metrics.ts'
 import { loadNodeId } from './node-id.ts'
 import { PageCache } from './page-cache.ts'
 import { PageReader } from './page-reader.ts'
@@ -31,6 +34,7 @@ export interface PageServerOptions {
   readonly safekeepers: readonly Address[]
   readonly listener: Listener
   readonly log: Log
+  readonly metrics?: MetricsSource | undefined
   /** Everything together; default 1 GiB. */
   readonly memoryBytes?: number | undefined
   /** Threads that index redo and make pages; default the number of cores. */
@@ -46,7 +50,12 @@ export interface PageServer {
 }
 
 export async function startPageServer(options: PageServerOptions): Promise<PageServer> {
-  const { dataDir, store, log } = options
+  const { dataDir } = options
+  const part = (name: string) => options.metrics?.part(name) ?? NO_METRICS
+  const store =
+    options.metrics === undefined ? options.store : new MeteredObjectStore(options.store, part('store'))
+  const metrics = new PageServerMetrics(part('pageserver'))
+  const poolMetrics = new WorkerPoolMetrics(part('pool'))
   const threads = options.workers ?? availableParallelism()
   const plan = planMemory(options.memoryBytes ?? 1 << 30, threads)
   if (options.safekeepers.length === 0) throw invalidError('a page server needs the address of a safekeeper')
@@ -54,6 +63,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
   await rm(scratchDir, { recursive: true, force: true })
   await mkdir(scratchDir, { recursive: true })
   const consumer = await loadNodeId(dataDir)
+  const log = options.log.child({ node: consumer })
 
   const memory = ArenaMemory.allocate(plan.arenaBytesTotal, plan.arenaBytes)
   const cache = new PageCache(plan.cacheBytes)
@@ -70,6 +80,8 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     filename,
     threads,
     workerData: workerData(false),
+    name: 'foreground',
+    metrics: poolMetrics,
     heapMbMax: plan.heapMbPerThread,
   })
   const background: PageServerPool = new WorkerPool({
@@ -77,6 +89,8 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     threads: plan.backgroundThreads,
     concurrentTasksPerWorker: 1,
     workerData: workerData(true),
+    name: 'background',
+    metrics: poolMetrics,
     heapMbMax: plan.heapMbPerThread,
   })
 
@@ -92,6 +106,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     safekeepers: options.safekeepers,
     consumer,
     log,
+    metrics,
     flushBytes: options.flushBytes ?? plan.flushBytes,
     flushAgeMs: options.flushAgeMs ?? FLUSH_AGE_MS,
     nextCacheSpace: () => cacheSpaces++,
@@ -114,6 +129,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     await Promise.all([foreground.close(), background.close()])
     throw error
   }
+  metrics.register({ timelines, reader: env.reader, cache, arenas: env.arenas })
   options.listener.addService(service)
   const housekeeping = setInterval(() => {
     timelines.freezeOld(env.flushAgeMs)

@@ -49,8 +49,11 @@ type Pool = WorkerPool<typeof import('./worker.ts')>
 export class PageReader {
   readonly cache: PageCache
   readonly #workers: Pool
+  /** Pages of answers: found in the cache, made, not there at that LSN, not to be made. */
   hits = 0
   misses = 0
+  absent = 0
+  damaged = 0
 
   constructor(cache: PageCache, workers: Pool) {
     this.cache = cache
@@ -149,6 +152,7 @@ export class PageReader {
         const request = snapshot.request(space, page)
         if (typeof request === 'number') {
           status[i] = request
+          this.absent++
           continue
         }
         const made = cache.begin(cacheSpace, page, lsn, open, request.bytes)
@@ -216,6 +220,7 @@ export class PageReader {
       if ('error' in made) {
         cache.fail(slot)
         status[index] = PageStatus.CORRUPT
+        this.damaged++
         timeline.pageDamaged(made.error, made.lsn)
       } else {
         cache.fill(slot, made)

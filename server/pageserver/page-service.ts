@@ -106,6 +106,7 @@ export class PageService implements Service {
 
   #getPages(request: IncomingRequest<GetPages>, ctx: RequestContext): void | Promise<void> {
     const { message } = request
+    const since = performance.now()
     const timeline = this.#timelines.get(message.timeline)
     if (message.flags !== 0)
       throw invalidError(`GetPages flags 0x${message.flags.toString(16)} are not known`)
@@ -117,10 +118,13 @@ export class PageService implements Service {
       const slots = this.#env.reader.readCached(timeline, lsn, message.pages, 0, count)
       if (slots !== undefined) {
         this.#replyPages(ctx, lsn, message.pages, 0, slots, undefined, false)
+        this.#env.metrics.readSeconds.observe((performance.now() - since) / 1000, 'cache')
         return
       }
     }
-    return this.#getPagesSlowly(message, timeline, perFrame, ctx)
+    return this.#getPagesSlowly(message, timeline, perFrame, ctx).then(() =>
+      this.#env.metrics.readSeconds.observe((performance.now() - since) / 1000, 'layers'),
+    )
   }
 
   async #getPagesSlowly(

@@ -99,7 +99,7 @@ export class Timeline implements ReadableTimeline {
     const { current } = parts.manifest
     this.env = env
     this.id = current.timeline
-    this.log = env.log.child({ timeline: current.name })
+    this.log = env.log.child({ timeline: this.id, timelineName: current.name })
     this.manifest = parts.manifest
     this.catalogue = parts.catalogue
     this.times = parts.times
@@ -154,6 +154,11 @@ export class Timeline implements ReadableTimeline {
     return this.#frozen.reduce((sum, memtable) => sum + memtable.bytes, this.#open.bytes)
   }
 
+  /** When the oldest redo that is in memory only was ingested, on `env.nowMs`'s clock. */
+  get undurableSinceMs(): number | undefined {
+    return (this.#frozen[0] ?? this.#open).firstLinkedAtMs
+  }
+
   get openBytes(): number {
     return this.#open.bytes
   }
@@ -202,6 +207,7 @@ export class Timeline implements ReadableTimeline {
     // Only now: whoever sees the new LSN must find everything up to it.
     this.#ingestedLsn = range.endLsn
     this.#wake()
+    this.env.metrics.ingestedBytes += range.bytes
     if (memtable.bytes >= this.env.flushBytes) this.freeze()
   }
 
@@ -309,11 +315,13 @@ export class Timeline implements ReadableTimeline {
     if (memtable.isEmpty) return
     this.#frozen.push(memtable)
     this.#open = new Memtable(this.env.arenas, memtable.endLsn)
+    const since = this.env.nowMs()
     const written = this.#write(memtable)
     // Its failure is dealt with where it is awaited.
     written.catch(() => {})
     this.#commits = this.#commits
       .then(() => this.#commit(memtable, written))
+      .then(() => this.env.metrics.flushSeconds.observe((this.env.nowMs() - since) / 1000))
       .catch(error => this.#flushFailed(error))
   }
 
@@ -397,6 +405,7 @@ export class Timeline implements ReadableTimeline {
     // The arenas may still be ours, with nothing in them.
     if (this.env.arenas.awaited && !this.env.arenas.hasRoom) this.env.arenasStarved()
     this.times.forget(memtable.endLsn)
+    this.env.metrics.layerBytes.flush += summary.bytes
     this.log.debug(
       { lsnEnd: memtable.endLsn, redoBytes: memtable.bytes, layerBytes: summary.bytes, pages: summary.pages },
       'layer written',

@@ -77,6 +77,11 @@ export class Timelines {
     compactor.wake()
   }
 
+  /** Timelines that could not be opened. */
+  get brokenCount(): number {
+    return this.#broken.size
+  }
+
   get all(): Iterable<Timeline> {
     return [...this.#hosts.values()].map(host => host.timeline)
   }
@@ -123,7 +128,7 @@ export class Timelines {
       const files = new CapturedFiles(this.#env.store, timeline)
       const parts = { manifest, catalogue: new Catalogue(), times: new TimeMap(), files }
       this.#host(new Timeline(this.#env, parts))
-      this.#env.log.info({ timeline, name, startLsn }, 'timeline created')
+      this.#env.log.info({ timeline, timelineName: name, startLsn }, 'timeline created')
     })
   }
 
@@ -139,7 +144,7 @@ export class Timelines {
       await timeline.readersGone()
       await timeline.manifest.deleteTimeline()
       timeline.discard()
-      this.#env.log.info({ timeline: id, name: timeline.name }, 'timeline deleted')
+      timeline.log.info('timeline deleted')
     })
   }
 

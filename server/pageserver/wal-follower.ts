@@ -95,7 +95,7 @@ export class WalFollower {
         if (signal.aborted) return
         const problem = toPalimpsestError(error)
         this.#timeline.followerState(problem.message)
-        this.#options.log.debug({ timeline: this.#timeline.id, reason: problem.message }, 'not following')
+        this.#options.log.debug({ kind: problem.kind, reason: problem.message }, 'not following')
       } finally {
         this.#connection?.close()
         this.#connection = undefined

@@ -96,6 +96,11 @@ export interface MetricsPart {
 
 const ignored = { add: () => {}, observe: () => {} }
 
+/** For what has several parts: `Metrics` is one. */
+export interface MetricsSource {
+  part(name: string): MetricsPart
+}
+
 export const NO_METRICS: MetricsPart = {
   counter: () => ignored,
   histogram: () => ignored,
@@ -112,7 +117,7 @@ export interface MetricDescription {
 
 type PromClient = typeof import('prom-client')
 
-export class Metrics {
+export class Metrics implements MetricsSource {
   readonly #prom: PromClient
   readonly #registry: Registry
   readonly #descriptions: MetricDescription[] = []

@@ -13,6 +13,7 @@ import { availableParallelism } from 'node:os'
 import { Piscina } from 'piscina'
 import type { Lsn } from '../../protocol/ids.ts'
 import { type ErrorKind, PalimpsestError, retryError } from './errors.ts'
+import { type HistogramMetric, type MetricsPart, TASK_SECONDS } from './metrics.ts'
 
 interface TaskFailure {
   readonly taskFailed: true
@@ -67,14 +68,48 @@ export interface WorkerPoolOptions {
   readonly workerData?: unknown
   /** Upper bound of a worker's JavaScript heap. */
   readonly heapMbMax?: number
+  /** For metrics. */
   readonly name?: string
+  readonly metrics?: WorkerPoolMetrics
+}
+
+/** What the pools of a process tell; each adds itself. */
+export class WorkerPoolMetrics {
+  readonly #pools: WorkerPool<unknown>[] = []
+  readonly taskSeconds: HistogramMetric
+
+  constructor(part: MetricsPart) {
+    this.taskSeconds = part.histogram(
+      'task_seconds',
+      'tasks of worker threads, with their time in the queue; the outcome is ok or the kind of an error',
+      TASK_SECONDS,
+      ['pool', 'task', 'outcome'],
+    )
+    const each = (name: string, help: string, of: (pool: WorkerPool<unknown>) => number): void =>
+      part.sampledGauge(name, help, ['pool'], put => {
+        for (const pool of this.#pools) put(of(pool), pool.name)
+      })
+    each('queued_tasks', 'tasks that wait for a thread', pool => pool.queued)
+    each('running_tasks', 'tasks handed to threads and not done', pool => pool.running)
+    each('worker_threads', 'threads of the pool', pool => pool.threads)
+  }
+
+  add(pool: WorkerPool<unknown>): void {
+    this.#pools.push(pool)
+  }
 }
 
 export class WorkerPool<T> {
   readonly #piscina: Piscina
   readonly threads: number
+  readonly name: string
+  readonly #metrics: WorkerPoolMetrics | undefined
+  #pending = 0
 
   constructor(options: WorkerPoolOptions) {
+    this.name = options.name ?? 'pool'
+    this.#metrics = options.metrics
+    options.metrics?.add(this)
     this.threads = options.threads ?? availableParallelism()
     this.#piscina = new Piscina({
       filename: options.filename,
@@ -95,21 +130,33 @@ export class WorkerPool<T> {
     return this.#piscina.queueSize
   }
 
+  get running(): number {
+    return Math.max(0, this.#pending - this.queued)
+  }
+
   async run<N extends TaskName<T>>(
     name: N,
     input: TaskInput<T[N]>,
     transferList?: ArrayBuffer[],
   ): Promise<TaskOutput<T[N]>> {
     let outcome: TaskOutcome<TaskOutput<T[N]>>
+    const since = performance.now()
+    const ended = (how: string): void => {
+      this.#pending--
+      this.#metrics?.taskSeconds.observe((performance.now() - since) / 1000, this.name, name, how)
+    }
+    this.#pending++
     try {
       outcome = await this.#piscina.run(input, transferList === undefined ? { name } : { name, transferList })
     } catch (error) {
+      ended('retry')
       const message = error instanceof Error ? error.message : String(error)
       if (/queue/i.test(message))
         throw retryError(`the worker pool has ${this.queued} tasks waiting; try again`, error)
       // What a task throws comes back as a value: this is a thread that died (out of memory, say). A new one takes its place.
       throw retryError(`worker task ${name} did not finish: ${message}`, error)
     }
+    ended(outcome.taskFailed ? outcome.kind : 'ok')
     if (outcome.taskFailed) {
       const error = new PalimpsestError(outcome.kind, outcome.message, { lsn: outcome.lsn })
       if (outcome.kind === 'internal' && outcome.stack !== undefined) error.stack = outcome.stack
