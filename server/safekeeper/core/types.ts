@@ -73,7 +73,7 @@ export type Message =
       readonly runs: readonly EntryRun[]
       readonly memberships: readonly MembershipAt[]
       readonly commit: LogIndex
-      /** Grows with each round of heartbeats; comes back in the reply. For linearizable reads. */
+      /** Grows with each round of heartbeats; comes back in the reply. For linearizable reads. 0: needs no reply if all is well. */
       readonly round: number
     }
   | {
@@ -82,11 +82,12 @@ export type Message =
       readonly ok: boolean
       /** ok: all up to here is flushed and equals the leader's. */
       readonly match: LogIndex
-      /** not ok: the refused prev.index, and where the leader had best go on looking. */
+      /** not ok: the refused prev.index; else 0. */
       readonly rejected: LogIndex
+      /** not ok: where the leader had best go on looking. ok: how far the node has entries, flushed or not (`match` and beyond). */
       readonly hint: EntryId
       readonly round: number
-      /** The disk is full, or the node recovers: entries are of no use at present. */
+      /** The disk is full: entries are of no use at present. */
       readonly paused: boolean
     }
   | {
@@ -110,7 +111,10 @@ export type CoreEvent =
   | { readonly type: 'read'; readonly id: number }
   /** The hard state of an effect `persist` is durable. */
   | { readonly type: 'persisted'; readonly hardState: HardState }
-  /** The log is synced up to here (and was not truncated below since). `term` is that of the entry at `index`. */
+  /**
+   * The log is synced up to here. `term` is that of the entry at `index`. Never tells of a write that a `truncate` or `install`
+   * effect has cut since, even if the sync of it ended only now: the same place may have been given the same entry again.
+   */
   | { readonly type: 'flushed'; readonly last: EntryId }
   /** The snapshot of an effect `install` is durable; the log begins after it. */
   | { readonly type: 'installed'; readonly last: EntryId }
@@ -120,6 +124,8 @@ export type CoreEvent =
   | { readonly type: 'peerLost'; readonly peer: NodeId }
   /** Whether this node's disk takes entries. */
   | { readonly type: 'writable'; readonly writable: boolean }
+  /** The entries after `last` could not be written (the disk is full) and are gone; none of them had been reported as flushed. */
+  | { readonly type: 'dropped'; readonly last: EntryId }
 
 export type Effect =
   /** Make the hard state durable, then say `persisted`. Messages named `afterPersist` wait for that. */
@@ -131,7 +137,11 @@ export type Effect =
       /** now: depends on nothing that is not durable. afterPersist: all `persist` effects before this one come first. */
       readonly when: 'now' | 'afterPersist'
     }
-  /** Leader: send entries (from, to] to a member, in as many append messages as the driver finds right. */
+  /**
+   * Leader: send the entries (prev, last] to a member, in as many append messages as the driver finds right. Follows on the one
+   * before to the same member; if its `prev` is not where that one ended, it takes the place of all that still waits to be sent.
+   * Void as soon as this node no longer leads in `term`. If the entries can no longer be read, say `peerLost`.
+   */
   | {
       readonly type: 'replicate'
       readonly to: NodeId
@@ -160,7 +170,7 @@ export type Effect =
   | { readonly type: 'store'; readonly first: LogIndex; readonly count: number }
   /** Follower: make the snapshot that the message at hand brought the beginning of everything, then say `installed`. */
   | { readonly type: 'install'; readonly last: EntryId }
-  /** Entries up to here are committed. */
+  /** Entries up to here are committed, and flushed on this node: what is applied is never dropped when a disk fills. */
   | { readonly type: 'commit'; readonly index: LogIndex }
   | { readonly type: 'role'; readonly role: Role; readonly term: Term; readonly leader: NodeId | undefined }
   | { readonly type: 'membership'; readonly membership: Membership; readonly committed: boolean }
@@ -182,7 +192,10 @@ export interface CoreStart {
   readonly runs: readonly EntryRun[]
   /** Memberships: that of the snapshot, and those in the log. Ascending; the last counts. */
   readonly memberships: readonly MembershipAt[]
-  /** Acknowledged entries were lost (damage): no vote until caught up. See "Repair of logs". */
+  /**
+   * Acknowledged entries were lost (damage): no vote until caught up. See "Repair of logs". Stays so over restarts until an effect
+   * `role` has told another role.
+   */
   readonly recovering: boolean
   readonly nowMs: number
   /** Seeds the election time-outs. */
@@ -196,6 +209,8 @@ export interface CoreTiming {
   readonly heartbeatMs: number
   /** Entries in flight to one member. */
   readonly inflightEntriesMax: number
+  /** A snapshot that was not answered in this time is sent again. */
+  readonly snapshotRetryMs: number
 }
 
 export const CORE_TIMING: CoreTiming = {
@@ -203,4 +218,5 @@ export const CORE_TIMING: CoreTiming = {
   electionMsMax: 600,
   heartbeatMs: 50,
   inflightEntriesMax: 8192,
+  snapshotRetryMs: 10_000,
 }
