@@ -20,6 +20,7 @@ import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { humanBytes, type Progress } from '../shared/progress.ts'
 import { FileCapture, type FileSink } from './file-capture.ts'
 import type { FileRules } from './file-rules.ts'
+import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts'
 import { PageImport } from './page-import.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
 import { RingTail, readCheckpoint, type TailStep } from './ring-tail.ts'
@@ -47,6 +48,7 @@ export interface AttachOptions extends ServerOptions {
   readonly redoFile?: string | undefined
   readonly rules?: FileRules
   readonly progress: Progress
+  readonly metrics?: AttachMetrics | undefined
   /** Told when something happened that a test or a supervisor waits for. */
   readonly onState?: (state: AttachState) => void
 }
@@ -82,7 +84,8 @@ const WAIT_LSN_MS = 10 * 60_000
 
 /** @throws PalimpsestError, DatadirError */
 export async function attach(options: AttachOptions): Promise<AttachResult> {
-  const totals: Totals = { importedPages: 0, redoBytes: 0, overtaken: 0 }
+  const metrics = options.metrics ?? new AttachMetrics()
+  const { totals } = metrics
   let delay = RETRY_MS_MIN
   let connectedOnce = false
   for (;;) {
@@ -91,8 +94,10 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
       session = await Session.open(options, totals, connectedOnce)
       connectedOnce = true
       delay = RETRY_MS_MIN
+      metrics.begin(session.view)
       return await session.run()
     } catch (error) {
+      metrics.end()
       if (options.signal?.aborted || !connectedOnce || !mayPass(error)) throw error
       options.progress.message(
         `${(error as Error).message}; trying again in ${(delay / 1000).toFixed(1)} s`,
@@ -102,6 +107,7 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
       if (options.signal?.aborted) throw error
       delay = Math.min(delay * 2, RETRY_MS_MAX)
     } finally {
+      metrics.end()
       await session?.close()
     }
   }
@@ -109,12 +115,6 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
 
 function mayPass(error: unknown): boolean {
   return error instanceof PalimpsestError && (error.kind === 'retry' || error.kind === 'refresh')
-}
-
-interface Totals {
-  importedPages: number
-  redoBytes: number
-  overtaken: number
 }
 
 /** What is to be imported next; a newer one replaces one that is not finished. */
@@ -126,7 +126,7 @@ interface ImportJob {
 
 class Session {
   readonly #o: AttachOptions
-  readonly #totals: Totals
+  readonly #totals: AttachTotals
   readonly #servers: Servers
   readonly #timeline: TimelineId
   readonly #log: OpenedLog
@@ -144,7 +144,7 @@ class Session {
 
   private constructor(
     options: AttachOptions,
-    totals: Totals,
+    totals: AttachTotals,
     servers: Servers,
     timeline: TimelineId,
     status: TimelineStatus | undefined,
@@ -178,7 +178,7 @@ class Session {
     })
   }
 
-  static async open(options: AttachOptions, totals: Totals, again: boolean): Promise<Session> {
+  static async open(options: AttachOptions, totals: AttachTotals, again: boolean): Promise<Session> {
     const { datadir, live } = options
     // Before anything is made anywhere: is this a datadir that can be followed?
     const scan = await scanDatadir(datadir, { live })
@@ -217,6 +217,18 @@ class Session {
 
   #status: TimelineStatus | undefined
   #scan: DatadirScan | undefined
+
+  /** For metrics. */
+  readonly view = (): SessionView => ({
+    sentLsn: this.#pump.sentLsn,
+    flushedLsn: this.#pump.flushedLsn,
+    redoBytes: this.#pump.redoBytes,
+    chunks: this.#pump.chunks,
+    endSeenAtMs: this.#pump.endSeenAtMs,
+    importing: this.#job !== undefined,
+    following: this.#following,
+    files: this.#capture.files,
+  })
 
   async close(): Promise<void> {
     this.#pump.stop()

@@ -40,6 +40,8 @@ export class RedoPump {
   #inFlightBytes = 0
   #inFlight = 0
   #redoBytes = 0
+  #chunks = 0
+  #endSeenAtMs = performance.now()
   #failure: unknown
   #wakeRoom: (() => void) | undefined
   #idleSince: number | undefined
@@ -65,6 +67,15 @@ export class RedoPump {
 
   get redoBytes(): number {
     return this.#redoBytes
+  }
+
+  get chunks(): number {
+    return this.#chunks
+  }
+
+  /** When the end of the server's log was last seen, by `performance.now()`. */
+  get endSeenAtMs(): number {
+    return this.#endSeenAtMs
   }
 
   /** No news at the last look. */
@@ -127,6 +138,7 @@ export class RedoPump {
   }
 
   #seenEnd(waiters: readonly (() => void)[]): void {
+    this.#endSeenAtMs = performance.now()
     if (waiters.length === 0) return
     this.#caughtUp = this.#caughtUp.filter(resolve => !waiters.includes(resolve))
     for (const resolve of waiters) resolve()
@@ -154,6 +166,7 @@ export class RedoPump {
     this.#inFlight++
     this.#inFlightBytes += bytes.length
     this.#redoBytes += bytes.length
+    this.#chunks++
     this.#sentLsn = (beginLsn + bytes.length) as Lsn
     const wallTimeUs = (this.#options.now ?? Date.now)() * 1000
     safekeeper

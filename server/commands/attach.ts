@@ -2,10 +2,13 @@
 import type { Command } from 'commander'
 import { checkTimelineName } from '../../protocol/ids.ts'
 import { type AttachOptions, type AttachResult, attach } from '../attach/attach.ts'
+import { AttachMetrics } from '../attach/metrics.ts'
+import { createLog } from '../shared/log.ts'
 import { Progress, progressMode } from '../shared/progress.ts'
+import { type AdminCommandOptions, addAdminOption, openWatch } from './admin.ts'
 import { addClientOptions, type ClientOptions, UsageError } from './common.ts'
 
-interface Options extends ClientOptions {
+interface Options extends ClientOptions, AdminCommandOptions {
   datadir: string
   timeline: string
   socket?: string
@@ -17,18 +20,20 @@ interface Options extends ClientOptions {
 const collect = (value: string, all: string[]): string[] => [...all, value]
 
 export function registerAttach(program: Command): void {
-  addClientOptions(
-    program
-      .command('attach')
-      .description(
-        "import a MariaDB server's datadir while it runs, then follow its redo log and its other files",
-      )
-      .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read')
-      .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
-      .option('--once', 'stop when caught up with the end of the log', false)
-      .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
-      .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
-      .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect, []),
+  addAdminOption(
+    addClientOptions(
+      program
+        .command('attach')
+        .description(
+          "import a MariaDB server's datadir while it runs, then follow its redo log and its other files",
+        )
+        .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read')
+        .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+        .option('--once', 'stop when caught up with the end of the log', false)
+        .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
+        .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
+        .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect, []),
+    ),
   )
     .addHelpText(
       'after',
@@ -70,18 +75,26 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
     const { checkServer } = await import('../attach/server-check.ts')
     await checkServer(options.socket, options.datadir)
   }
-  return await withProgress(options.json, progress =>
-    attach({
-      datadir: options.datadir,
-      timeline: options.timeline,
-      connect: options.connect,
-      once: options.once,
-      live: true,
-      rules: { include: options.include, exclude: options.exclude },
-      signal,
-      progress,
-    } satisfies AttachOptions),
-  )
+  const watch = await openWatch('attach', options, createLog({ name: 'attach', level: 'warn' }))
+  const metrics = new AttachMetrics(watch.part('attach'), options.timeline)
+  watch.readiness.add('following', () => metrics.missing)
+  try {
+    return await withProgress(options.json, progress =>
+      attach({
+        datadir: options.datadir,
+        timeline: options.timeline,
+        connect: options.connect,
+        once: options.once,
+        live: true,
+        rules: { include: options.include, exclude: options.exclude },
+        signal,
+        progress,
+        metrics,
+      } satisfies AttachOptions),
+    )
+  } finally {
+    await watch.close()
+  }
 }
 
 export function checkTimeline(name: string): void {
