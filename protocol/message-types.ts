@@ -61,5 +61,7 @@ export const MessageType = {
   FileListReply: 0x0309,
   FileGet: 0x030a,
   FileData: 0x030b,
+  FileVersions: 0x030c,
+  FileVersion: 0x030d,
 } as const
 export type MessageType = (typeof MessageType)[keyof typeof MessageType]

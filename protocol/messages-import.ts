@@ -362,3 +362,67 @@ export const FileDataCodec: Codec<FileData> = {
     mode: r.u32('mode'),
   }),
 }
+
+/**
+ * All versions of the files in a directory that were put at LSNs in [fromLsn, toLsn], with their contents; those of one
+ * path in the order in which they came. Only names that end in `suffix`, and only files of at most 1 MiB.
+ *
+ *     timeline | u64 fromLsn | u64 toLsn | string directory | string suffix      → one FileVersion each, then one without a path
+ */
+export interface FileVersions {
+  readonly type: typeof MessageType.FileVersions
+  readonly timeline: TimelineId
+  readonly fromLsn: Lsn
+  readonly toLsn: Lsn
+  readonly directory: string
+  readonly suffix: string
+}
+
+export const FileVersionsCodec: Codec<FileVersions> = {
+  type: MessageType.FileVersions,
+  name: 'FileVersions',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+    w.u64(m.fromLsn)
+    w.u64(m.toLsn)
+    w.string(m.directory)
+    w.string(m.suffix)
+  },
+  decode: r => ({
+    type: MessageType.FileVersions,
+    timeline: r.timeline(),
+    fromLsn: r.lsn(),
+    toLsn: r.lsn(),
+    directory: r.checked('directory', checkRelativePath),
+    suffix: r.string('suffix'),
+  }),
+}
+
+/** `u64 lsn | u64 mtimeMs | u32 mode | string path` (empty: that was all)      bulk: the contents */
+export interface FileVersion {
+  readonly type: typeof MessageType.FileVersion
+  readonly lsn: Lsn
+  readonly mtimeMs: number
+  readonly mode: number
+  readonly path: string
+}
+
+export const FileVersionCodec: Codec<FileVersion> = {
+  type: MessageType.FileVersion,
+  name: 'FileVersion',
+  bulk: 'plain',
+  encode(w, m) {
+    w.u64(m.lsn)
+    w.u64(m.mtimeMs)
+    w.u32(m.mode)
+    w.string(m.path)
+  },
+  decode: r => ({
+    type: MessageType.FileVersion,
+    lsn: r.lsn(),
+    mtimeMs: r.u64('mtimeMs'),
+    mode: r.u32('mode'),
+    path: r.checked('path', path => (path === '' ? path : checkRelativePath(path))),
+  }),
+}

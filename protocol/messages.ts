@@ -51,6 +51,7 @@ export interface Replies {
   FileDelete: [imports.FileDelete, common.Ok]
   FileList: [imports.FileList, imports.FileListReply]
   FileGet: [imports.FileGet, imports.FileData]
+  FileVersions: [imports.FileVersions, imports.FileVersion]
 }
 
 export type Request = Replies[keyof Replies][0]
@@ -120,6 +121,8 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   imports.FileListReplyCodec,
   imports.FileGetCodec,
   imports.FileDataCodec,
+  imports.FileVersionsCodec,
+  imports.FileVersionCodec,
 ]
 
 const BY_TYPE = new Map<number, Codec<AnyMessage>>()

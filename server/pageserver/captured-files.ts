@@ -33,6 +33,8 @@ const INDEX_OBJECTS_MAX = 32
 const UPLOADS_MAX = 64
 const PATH_BYTES_MAX = 1024
 const FILE_BYTES_MAX = 2 ** 44
+/** Larger files are left out where all versions are asked for. */
+const VERSION_BYTES_MAX = 1 << 20
 const HASH_BYTES = 32
 const CHUNK_ZSTD_LEVEL = 1
 const MAGIC = 'PLPSFILE'
@@ -225,8 +227,8 @@ export class CapturedFiles {
     const place = placeOf(versions, version.lsn)
     const current = versions[place]
     if (current !== undefined && sameContent(current, version)) return false
-    if (current?.lsn === version.lsn) versions[place] = version
-    else versions.splice(place + 1, 0, version)
+    // Of several with one LSN the last one holds, but none is forgotten: see `versions`.
+    versions.splice(place + 1, 0, version)
     return true
   }
 
@@ -253,10 +255,39 @@ export class CapturedFiles {
     return { path, lsn: version.lsn, mode, mtimeMs, totalBytes }
   }
 
+  /**
+   * All versions of the files of a directory that were put at LSNs in [from, to], with their contents, for those who
+   * know better than the LSN which of several belongs to a moment (table definitions amid DDL). Names that end in
+   * `suffix`, files of at most 1 MiB.
+   */
+  async *versions(
+    directory: string,
+    suffix: string,
+    from: Lsn,
+    to: Lsn,
+  ): AsyncGenerator<{ readonly file: FileVersion; readonly content: Buffer }> {
+    for (const [path, versions] of this.#files) {
+      if (!path.endsWith(suffix) || path.lastIndexOf('/') !== directory.length || !path.startsWith(directory))
+        continue
+      for (const version of versions.slice()) {
+        const { lsn, mode, mtimeMs, totalBytes, content } = version
+        if (content === undefined || lsn < from || lsn > to || totalBytes > VERSION_BYTES_MAX) continue
+        const pieces: Buffer[] = []
+        for await (const piece of this.#pieces(path, version)) pieces.push(piece)
+        yield { file: { path, lsn, mode, mtimeMs, totalBytes }, content: Buffer.concat(pieces) }
+      }
+    }
+  }
+
   /** The contents of that version, in pieces of at most 256 KiB. Throws `corrupt` when a chunk is missing or damaged. */
   async *read(path: string, lsn: Lsn): AsyncGenerator<Buffer> {
     const version = this.#at(path, lsn)
     if (version?.content === undefined) throw invalidError(`there is no file ${path} at LSN ${lsn}`, lsn)
+    yield* this.#pieces(path, version)
+  }
+
+  async *#pieces(path: string, version: StoredVersion): AsyncGenerator<Buffer> {
+    if (version.content === undefined) return
     if ('inline' in version.content) {
       if (version.content.inline.length > 0) yield version.content.inline
       return

@@ -1,10 +1,11 @@
 /** Requests about captured files: those of a datadir that are not InnoDB's. */
-import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
+import { LSN_MAX, LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
 import {
   type FileDelete,
   type FileGet,
   type FileList,
   type FilePut,
+  type FileVersions,
   MessageType,
 } from '../../protocol/messages.ts'
 import { invalidError } from '../shared/errors.ts'
@@ -24,6 +25,7 @@ export class FileService {
       [MessageType.FileDelete]: ({ message }, ctx) => this.#delete(message, ctx),
       [MessageType.FileList]: ({ message }, ctx) => this.#list(message, ctx),
       [MessageType.FileGet]: ({ message }, ctx) => this.#get(message, ctx),
+      [MessageType.FileVersions]: ({ message }, ctx) => this.#versions(message, ctx),
     }
   }
 
@@ -56,6 +58,19 @@ export class FileService {
       if (!more || ctx.done) return
       await ctx.drain()
     }
+  }
+
+  async #versions(message: FileVersions, ctx: RequestContext): Promise<void> {
+    const { directory, suffix, fromLsn, toLsn } = message
+    const type = MessageType.FileVersion
+    const { files } = this.#timelines.get(message.timeline)
+    for await (const { file, content } of files.versions(directory, suffix, fromLsn, toLsn)) {
+      await ctx.drain()
+      if (ctx.done) return
+      const { path, lsn, mtimeMs, mode } = file
+      ctx.reply({ type, lsn, mtimeMs, mode, path }, { bulk: content, more: true })
+    }
+    if (!ctx.done) ctx.reply({ type, lsn: LSN_ZERO, mtimeMs: 0, mode: 0, path: '' })
   }
 
   async #get(message: FileGet, ctx: RequestContext): Promise<void> {

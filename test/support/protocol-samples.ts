@@ -333,4 +333,27 @@ export const SAMPLES: readonly Sample[] = [
     bulk: Buffer.from('default-character-set=utf8mb4\n'),
     message: { type: M.FileData, offset: 0, totalBytes: 61, mtimeMs: 1_700_000_000_123, mode: 0o660 },
   },
+  {
+    name: 'FileVersions',
+    message: {
+      type: M.FileVersions,
+      timeline,
+      fromLsn: lsn(20_000),
+      toLsn: lsn(40_000),
+      directory: 'test',
+      suffix: '.frm',
+    },
+  },
+  {
+    name: 'FileVersion',
+    flags: reply | FrameFlag.MORE,
+    bulk: Buffer.from('\xfe\x01\x0a\x0c', 'latin1'),
+    message: {
+      type: M.FileVersion,
+      lsn: lsn(30_000),
+      mtimeMs: 1_700_000_000_123,
+      mode: 0o660,
+      path: 'test/t1.frm',
+    },
+  },
 ]
