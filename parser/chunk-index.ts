@@ -19,8 +19,8 @@
  * threads of one process, in its byte order (every platform of Node's that we run on is little-endian, which the sorting
  * relies on); it is not stored.
  */
-import { Crc32cOfBuffer } from '../protocol/crc32c.ts'
 import type { Lsn } from '../protocol/ids.ts'
+import { ChecksumChain } from './checksum-chain.ts'
 import { CorruptRedoError } from './corrupt-redo-error.ts'
 import { EntryFlag, EntryTable, PlainMtrScan } from './entry-table.ts'
 import { describeScanResult, MTR_TRAILER_BYTES, MtrScanner, ScanResult } from './mtr-scanner.ts'
@@ -42,6 +42,9 @@ export { EntryFlag }
 
 /** The largest chunk. Every entry has 3 bytes or more, so this also bounds the indexer's memory. */
 export const CHUNK_BYTES_MAX = 16 << 20
+
+/** How much log is parsed before its checksums are compared. */
+const STRETCH_BYTES = 128 << 10
 
 export interface ChunkCounters {
   readonly mtrs: number
@@ -77,7 +80,7 @@ export class ChunkIndexer {
   readonly #cursor: RecordCursor
   readonly #seed: number
 
-  readonly #crc = new Crc32cOfBuffer()
+  readonly #chain = new ChecksumChain()
   readonly #entries = new EntryTable()
   readonly #plain: PlainMtrScan
   /** Per page, in the order of first appearance: page number low, space high, so that sorting the 64 bits sorts pages. */
@@ -138,28 +141,39 @@ export class ChunkIndexer {
     const table = this.#entries
     const plain = this.#plain
     table.count = 0
-    this.#crc.bind(chunk)
+    const chain = this.#chain
     let mtrs = 0
     let records = 0
     let at = 0
+    // Checksums are compared a stretch at a time, while its bytes are still in the processor's cache.
+    let stretch = 0
+    chain.reset()
     while (at < end) {
       const firstEntry = table.count
-      const terminator = plain.scan(chunk, at, end)
-      let next = terminator + MTR_TRAILER_BYTES
-      if (terminator >= 0 && next <= end && this.#crc.sum(at, terminator) === u32(chunk, terminator + 1)) {
+      let terminator = plain.scan(chunk, at, end)
+      if (terminator >= 0 && terminator + MTR_TRAILER_BYTES <= end) {
         records += plain.records
       } else {
-        // Not plain, or wrong: the thorough way finds out.
+        // Not plain, or wrong: the thorough way finds out. What led here may be damage further back, though.
         table.count = firstEntry
+        if (stretch < at && !chain.matches(chunk, stretch, at)) this.#findDamage(chunk, stretch, end, begin)
+        stretch = at
+        chain.reset()
         records += this.#indexThoroughly(chunk, at, end, (begin + at) as Lsn, events)
-        next = this.#scanner.mtrEnd
+        terminator = this.#scanner.recordsEnd
       }
+      chain.add(terminator - at, chunk[terminator]!, i32(chunk, terminator + 1))
+      at = terminator + MTR_TRAILER_BYTES
       for (let e = firstEntry; e < table.count; e++) {
-        table.lsn[e] = next
+        table.lsn[e] = at
         table.ordinal[e] = this.#pageOrdinal(table.space[e]!, table.page[e]!)
       }
       mtrs++
-      at = next
+      if (at - stretch >= STRETCH_BYTES || at >= end) {
+        if (!chain.matches(chunk, stretch, at)) this.#findDamage(chunk, stretch, end, begin)
+        stretch = at
+        chain.reset()
+      }
     }
 
     const entries = table.count
@@ -174,6 +188,16 @@ export class ChunkIndexer {
     this.#writePages(region, pages)
     this.#writeEntries(region, pages, entries, shift)
     return { status: 'ok', words, mtrs, records, entries, pages, events }
+  }
+
+  /** Throws for the first mini-transaction from `start` on that is wrong, when one is known to be. */
+  #findDamage(chunk: Uint8Array, start: number, end: number, begin: Lsn): never {
+    const events: SpaceEvent[] = []
+    for (let at = start; at < end; at = this.#scanner.mtrEnd)
+      this.#indexThoroughly(chunk, at, end, (begin + at) as Lsn, events)
+    throw new Error(
+      `the mini-transactions from LSN ${begin + start} on are right each, but not together: is the memory of this machine sound?`,
+    )
   }
 
   /**
@@ -348,8 +372,8 @@ export class ChunkIndexer {
   }
 }
 
-function u32(buf: Uint8Array, at: number): number {
-  return ((buf[at]! << 24) | (buf[at + 1]! << 16) | (buf[at + 2]! << 8) | buf[at + 3]!) >>> 0
+function i32(buf: Uint8Array, at: number): number {
+  return (buf[at]! << 24) | (buf[at + 1]! << 16) | (buf[at + 2]! << 8) | buf[at + 3]!
 }
 
 function grown<T extends Uint32Array | BigUint64Array>(from: T, to: T): T {
