@@ -4,9 +4,10 @@
 // What it never does: touch a MariaDB or MySQL server that is already there, start a system-wide
 // server, remove or downgrade a package, or install anything when PALIMPSEST_NO_INSTALL=1.
 import { spawnSync } from 'node:child_process'
-import { existsSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { argv } from 'node:process'
 import { fileURLToPath } from 'node:url'
+import { apt, complaint, install, privilege } from './lib/apt.js'
 import { runMain, say } from './lib/checkout.js'
 import { findMariadb, findProgram, supportedText } from './lib/mariadb.js'
 
@@ -21,50 +22,10 @@ const libraryPackages = ['mariadb-common', 'libmariadb3']
 const testPackages = ['mariadb-backup']
 const suitePackages = ['mariadb-server', 'mariadb-test', 'mariadb-test-data']
 
-const policyFile = '/usr/sbin/policy-rc.d'
-
 /**
- * @typedef {{command: string, before: string[], isRoot: boolean}} Privilege
+ * @typedef {import('./lib/apt.js').Privilege} Privilege
  * @typedef {import('./lib/mariadb.js').FoundMariadb} FoundMariadb
  */
-
-/** @returns {Privilege | string} how to run apt-get with the right to install, or why that is not possible */
-function privilege() {
-  if (findProgram(['apt-get']) === undefined) return 'this machine has no apt-get to install it with'
-  if (process.getuid?.() === 0) return { command: 'apt-get', before: [], isRoot: true }
-  if (spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status === 0) {
-    return { command: 'sudo', before: ['-n', 'DEBIAN_FRONTEND=noninteractive', 'apt-get'], isRoot: false }
-  }
-  return 'installing it needs root (or sudo without a password)'
-}
-
-/**
- * @param {Privilege} right
- * @param {string[]} args
- * @returns {{ok: boolean, output: string}}
- */
-function apt(right, args) {
-  const result = spawnSync(
-    right.command,
-    [...right.before, '-q', '-y', '-o', 'DPkg::Lock::Timeout=120', ...args],
-    {
-      encoding: 'utf8',
-      maxBuffer: 64 << 20,
-      env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    },
-  )
-  return {
-    ok: result.status === 0,
-    output: `${result.stdout ?? ''}${result.stderr ?? ''}${result.error?.message ?? ''}`,
-  }
-}
-
-/** The line of apt's output that says what went wrong. @param {string} output */
-function complaint(output) {
-  const lines = output.trim().split('\n')
-  return (lines.find(line => /^E:/.test(line)) ?? lines.at(-1) ?? '').trim()
-}
 
 /** @param {string} name @returns {string | undefined} the installed version of a package */
 function installedVersion(name) {
@@ -103,38 +64,6 @@ function chooseVersion() {
 function pinned(version, packages) {
   const libraries = libraryPackages.filter(name => installedVersion(name) === undefined)
   return [...packages, ...libraries].map(name => `${name}=${version}`)
-}
-
-/**
- * Simulates an installation first and goes through with it only if it neither removes nor downgrades.
- * @param {Privilege} right
- * @param {string[]} packages
- * @returns {string | undefined} what went wrong
- */
-function install(right, packages) {
-  const args = ['install', '--no-install-recommends', ...packages]
-  const plan = apt(right, ['-s', ...args])
-  if (!plan.ok) return complaint(plan.output)
-  const removed = /^Remv (\S+)/m.exec(plan.output)
-  if (removed !== null) return `apt would have to remove ${removed[1]}, which is not Palimpsest's to do`
-  // Debian starts a service as it is installed unless this file says no. One that is there already
-  // belongs to the machine's owner, and stays, whatever it says.
-  const startsService = packages.some(name => name.startsWith('mariadb-server='))
-  const ownPolicy = startsService && right.isRoot && !existsSync(policyFile)
-  const removePolicy = () => rmSync(policyFile, { force: true })
-  if (ownPolicy) {
-    writeFileSync(policyFile, '#!/bin/sh\nexit 101\n', { mode: 0o755 })
-    process.on('exit', removePolicy)
-  }
-  try {
-    const done = apt(right, args)
-    return done.ok ? undefined : complaint(done.output)
-  } finally {
-    if (ownPolicy) {
-      removePolicy()
-      process.removeListener('exit', removePolicy)
-    }
-  }
 }
 
 /**

@@ -22,6 +22,8 @@ const groups = [
   { name: 'scenarios', jobs: 1 },
   // One at a time: each brings up real servers, and some measure what they leave on disk.
   { name: 'mariadb', jobs: 1, timeoutSeconds: 1800 },
+  // Against a real S3 service, Ceph's.
+  { name: 's3', jobs: 1, timeoutSeconds: 900 },
 ]
 
 /** @param {string} file @returns {string} the group it belongs to */
@@ -81,6 +83,13 @@ async function setUpMariadb() {
   else say(`MariaDB is missing: ${found.reason}. Tests that need it are skipped.`)
 }
 
+async function setUpRadosgw() {
+  const { setupRadosgw } = await import('./setup-radosgw.js')
+  const found = setupRadosgw()
+  if (found.ok) say(`S3: Ceph's gateway (${found.programs.radosgw})`)
+  else say(`Ceph's S3 gateway is missing: ${found.reason}. Tests that need it are skipped.`)
+}
+
 await runMain(async () => {
   ensureModules({ forTests: true })
   await handOver(fileURLToPath(import.meta.url), process.argv.slice(2))
@@ -120,7 +129,8 @@ await runMain(async () => {
   for (const group of groups) {
     const chosen = files.filter(file => groupOf(file) === group.name)
     if (chosen.length === 0 || interrupted) continue
-    if (group.name === 'mariadb') await setUpMariadb()
+    if (group.name === 'mariadb' || group.name === 's3') await setUpMariadb()
+    if (group.name === 's3') await setUpRadosgw()
     print(group.name)
     await runFiles(chosen, {
       jobs: Math.min(group.jobs, availableParallelism()),

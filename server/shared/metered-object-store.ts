@@ -17,7 +17,10 @@ export class MeteredObjectStore implements ObjectStore {
       DISK_SECONDS,
       ['operation', 'outcome'],
     )
-    this.#read = part.counter('read_bytes_total', 'bytes of objects read by the main thread')
+    this.#read = part.counter(
+      'read_bytes_total',
+      'bytes of objects read, but for layers in a local directory',
+    )
     this.#written = part.counter(
       'written_bytes_total',
       'bytes of small objects put; layers are counted elsewhere',
@@ -36,6 +39,12 @@ export class MeteredObjectStore implements ObjectStore {
 
   putFile(key: string, localPath: string): Promise<boolean> {
     return this.#timed('put_file', () => this.#store.putFile(key, localPath), putOutcome)
+  }
+
+  async getFile(key: string, localPath: string): Promise<number | undefined> {
+    const bytes = await this.#timed('get_file', () => this.#store.getFile(key, localPath), getOutcome)
+    if (bytes !== undefined) this.#read.add(bytes)
+    return bytes
   }
 
   async get(key: string): Promise<Buffer | undefined> {
@@ -72,6 +81,10 @@ export class MeteredObjectStore implements ObjectStore {
 
   localPath(key: string): string | undefined {
     return this.#store.localPath(key)
+  }
+
+  close(): void {
+    this.#store.close()
   }
 
   async #timed<T>(operation: string, run: () => Promise<T>, outcome: (result: T) => string): Promise<T> {

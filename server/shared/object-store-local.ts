@@ -141,6 +141,23 @@ export class LocalObjectStore implements ObjectStore {
     return join(this.#root, SCRATCH, `${this.#scratchName}-${this.#scratchNumber++}`)
   }
 
+  async getFile(key: string, localPath: string): Promise<number | undefined> {
+    const path = this.localPath(key)
+    try {
+      await copyFile(path, localPath, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE)
+    } catch (error) {
+      if (isAbsent(error) && (await this.head(key)) === undefined) return undefined
+      throw storeError(`copying ${key} from ${this.description} to ${localPath} failed`, error)
+    }
+    try {
+      await syncFile(localPath)
+      return (await stat(localPath)).size
+    } catch (error) {
+      await unlink(localPath).catch(() => {})
+      throw storeError(`copying ${key} from ${this.description} to ${localPath} failed`, error)
+    }
+  }
+
   async get(key: string): Promise<Buffer | undefined> {
     const path = this.localPath(key)
     try {
@@ -218,6 +235,8 @@ export class LocalObjectStore implements ObjectStore {
       if (!isAbsent(error)) throw storeError(`deleting ${key} from ${this.description} failed`, error)
     }
   }
+
+  close(): void {}
 }
 
 async function syncFile(path: string): Promise<void> {

@@ -31,6 +31,11 @@ export interface ObjectStore {
    * system); false, and the local file stays, when the key exists.
    */
   putFile(key: string, localPath: string): Promise<boolean>
+  /**
+   * The reverse: writes the object to a new local file and syncs it, without holding it in memory, and verifies what can
+   * be verified. Its size in bytes; undefined, and no file, if there is no such object. No file after an error either.
+   */
+  getFile(key: string, localPath: string): Promise<number | undefined>
   /** The whole object, or undefined if there is none. */
   get(key: string): Promise<Buffer | undefined>
   /**
@@ -45,6 +50,8 @@ export interface ObjectStore {
   delete(key: string): Promise<void>
   /** A file that holds the object's bytes and may be opened for reading, for stores that have such; else undefined. */
   localPath(key: string): string | undefined
+  /** Gives up what is under way, which fails with `retry`, and lets go of connections. */
+  close(): void
 }
 
 const KEY_BYTES_MAX = 512

@@ -4,7 +4,7 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import t from 'tap'
+import root from 'tap'
 import { PalimpsestError } from '../../server/shared/errors.ts'
 import type { ObjectStore } from '../../server/shared/object-store.ts'
 
@@ -21,7 +21,13 @@ function scratch(t: Test): string {
   return dir
 }
 
-export function objectStoreContract(name: string, make: (t: Test) => Promise<ObjectStore>): void {
+/** Adds the suite to `parent`, which is the test file itself unless another test is given. */
+export function objectStoreContract(
+  name: string,
+  make: (t: Test) => Promise<ObjectStore>,
+  parent: Pick<typeof root, 'test'> = root,
+): void {
+  const t = parent
   const text = (bytes: Buffer | undefined) => bytes?.toString()
 
   t.test(`${name}: put, get, ranges, sizes, delete`, async t => {
@@ -85,6 +91,12 @@ export function objectStoreContract(name: string, make: (t: Test) => Promise<Obj
     t.ok((await store.get('some/layer'))?.equals(bytes))
     const path = store.localPath('some/layer')
     if (path !== undefined) t.ok(readFileSync(path).equals(bytes))
+    const copy = join(scratch(t), 'copy')
+    t.equal(await store.getFile('some/layer', copy), bytes.length)
+    t.ok(readFileSync(copy).equals(bytes), 'and a local file again')
+    await t.rejects(store.getFile('some/layer', copy), 'what is there is not overwritten')
+    t.equal(await store.getFile('some/other', `${copy}2`), undefined)
+    t.notOk(existsSync(`${copy}2`))
     await t.rejects(store.putFile('other', local), PalimpsestError, 'a file that does not exist')
     t.equal(await store.head('other'), undefined)
   })

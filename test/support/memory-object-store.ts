@@ -1,5 +1,5 @@
 /** An object store in memory for tests: the same contract, and failures on demand. */
-import { existsSync, readFileSync, unlinkSync } from 'node:fs'
+import { existsSync, readFileSync, unlinkSync, writeFileSync } from 'node:fs'
 import { internalError } from '../../server/shared/errors.ts'
 import {
   checkObjectKey,
@@ -8,11 +8,18 @@ import {
   type ObjectStore,
 } from '../../server/shared/object-store.ts'
 
+export type StoreOperation = 'put' | 'delete' | 'get' | 'list'
+
 export class MemoryObjectStore implements ObjectStore {
   readonly description = 'memory'
-  readonly objects = new Map<string, Buffer>()
-  /** Called before and after each change; what it throws is what the caller gets. */
-  fault: (when: 'before' | 'after', operation: 'put' | 'delete', key: string) => void = () => {}
+  readonly objects: Map<string, Buffer>
+  /** Called before and after each change, and before each look; what it throws is what the caller gets. */
+  fault: (when: 'before' | 'after', operation: StoreOperation, key: string) => void = () => {}
+
+  /** Two stores with the same objects are two clients of one service. */
+  constructor(objects: Map<string, Buffer> = new Map()) {
+    this.objects = objects
+  }
 
   async putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean> {
     checkObjectKey(key)
@@ -30,8 +37,16 @@ export class MemoryObjectStore implements ObjectStore {
     return created
   }
 
+  async getFile(key: string, localPath: string): Promise<number | undefined> {
+    const bytes = await this.get(key)
+    if (bytes !== undefined) writeFileSync(localPath, bytes, { flag: 'wx' })
+    return bytes?.length
+  }
+
   async get(key: string): Promise<Buffer | undefined> {
-    const found = this.objects.get(checkObjectKey(key))
+    checkObjectKey(key)
+    this.fault('before', 'get', key)
+    const found = this.objects.get(key)
     return found && Buffer.from(found)
   }
 
@@ -40,11 +55,14 @@ export class MemoryObjectStore implements ObjectStore {
   }
 
   async head(key: string): Promise<number | undefined> {
-    return this.objects.get(checkObjectKey(key))?.length
+    checkObjectKey(key)
+    this.fault('before', 'get', key)
+    return this.objects.get(key)?.length
   }
 
   async list(prefix: string): Promise<ObjectInfo[]> {
     checkObjectPrefix(prefix)
+    this.fault('before', 'list', prefix)
     return [...this.objects]
       .filter(([key]) => key.startsWith(prefix))
       .map(([key, bytes]) => ({ key, bytes: bytes.length }))
@@ -61,4 +79,6 @@ export class MemoryObjectStore implements ObjectStore {
   localPath(): undefined {
     return undefined
   }
+
+  close(): void {}
 }

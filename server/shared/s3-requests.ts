@@ -1,0 +1,225 @@
+/**
+ * Requests to an S3 service: one client, time-outs, retries, and what each failure means for the caller.
+ *
+ * The SDK's own retries are off. Whoever repeats a request here must know that an earlier attempt may have taken effect
+ * although no reply came (object-store-s3.ts depends on that), and a body that is a stream of a file must be opened anew.
+ */
+import { S3Client } from '@aws-sdk/client-s3'
+import { internalError, invalidError, PalimpsestError, retryError } from './errors.ts'
+
+/**
+ * How the bytes of an upload are protected on their way:
+ *
+ *     aws    a CRC32 in a trailer, as today's SDK does by default; Amazon S3, Ceph from Squid on
+ *     md5    Content-MD5, which every S3 service has known from the beginning, older Ceph included
+ *     none   nothing but TLS and TCP; our own CRC-32C is verified whenever an object is read
+ */
+export const S3_CHECKSUMS = ['aws', 'md5', 'none'] as const
+export type S3Checksums = (typeof S3_CHECKSUMS)[number]
+
+export interface S3Options {
+  /** `http://127.0.0.1:7480`; without, Amazon's for the region. */
+  readonly endpoint?: string | undefined
+  /** Default: what the environment says (AWS_REGION, the profile); with an endpoint of one's own `us-east-1`. */
+  readonly region?: string | undefined
+  /** `ENDPOINT/bucket/key` instead of `bucket.ENDPOINT/key`. */
+  readonly pathStyle?: boolean | undefined
+  /** Default `aws` without an endpoint of one's own, `md5` with one. */
+  readonly checksums?: S3Checksums | undefined
+  /** For tests; the default is the SDK's chain: environment, profile, container, instance. */
+  readonly credentials?: { readonly accessKeyId: string; readonly secretAccessKey: string } | undefined
+  readonly connectTimeoutMs?: number | undefined
+  /** A connection on which nothing moves for so long is given up. */
+  readonly idleTimeoutMs?: number | undefined
+  readonly attemptsMax?: number | undefined
+  readonly backoffMs?: number | undefined
+}
+
+const CONNECT_TIMEOUT_MS = 5_000
+const IDLE_TIMEOUT_MS = 20_000
+const ATTEMPTS_MAX = 6
+const BACKOFF_MS = 100
+const BACKOFF_MS_MAX = 5_000
+/** Told to slow down, we wait at least so long. */
+const SLOW_DOWN_MS = 500
+/** The slowest transfer that is waited for, beside a fixed time for the reply. */
+const BYTES_PER_SECOND_MIN = 256 << 10
+const REPLY_MS_MAX = 30_000
+
+/** What passes by itself, by the names that services give it. */
+const PASSING = new Set([
+  'BadDigest',
+  'ConditionalRequestConflict',
+  'InternalError',
+  'OperationAborted',
+  'RequestTimeout',
+  'ServiceUnavailable',
+  'SlowDown',
+  'Throttling',
+  'ThrottlingException',
+  'TooManyRequestsException',
+  'XAmzContentSHA256Mismatch',
+])
+const SLOW_DOWN = new Set(['SlowDown', 'ServiceUnavailable', 'Throttling', 'ThrottlingException'])
+
+const LOCAL_CODES = new Set([
+  'ENOSPC',
+  'EDQUOT',
+  'EIO',
+  'EROFS',
+  'EACCES',
+  'ENOENT',
+  'EISDIR',
+  'EBADF',
+  'EMFILE',
+  'ENFILE',
+])
+
+/** A reply whose contents did not come through as they were sent: the request is repeated. */
+export class DamagedReply extends Error {
+  override name = 'DamagedReply'
+}
+
+export class S3Requests {
+  readonly client: S3Client
+  readonly checksums: S3Checksums
+  readonly #description: string
+  readonly #attemptsMax: number
+  readonly #backoffMs: number
+  readonly #closing = new AbortController()
+
+  /** @throws PalimpsestError of kind invalid for an endpoint that is none */
+  constructor(description: string, options: S3Options) {
+    const { endpoint } = options
+    if (endpoint !== undefined && !/^https?:\/\/[^/?#]+\/?$/.test(endpoint))
+      throw invalidError(
+        `S3 endpoint ${JSON.stringify(endpoint)} is no address like https://s3.example.org:9000`,
+      )
+    this.#description = description
+    this.#attemptsMax = options.attemptsMax ?? ATTEMPTS_MAX
+    this.#backoffMs = options.backoffMs ?? BACKOFF_MS
+    this.checksums = options.checksums ?? (endpoint === undefined ? 'aws' : 'md5')
+    const protection = this.checksums === 'aws' ? 'WHEN_SUPPORTED' : 'WHEN_REQUIRED'
+    const region =
+      options.region ??
+      (endpoint !== undefined && !process.env['AWS_REGION'] && !process.env['AWS_PROFILE']
+        ? 'us-east-1'
+        : undefined)
+    this.client = new S3Client({
+      ...(endpoint === undefined ? {} : { endpoint }),
+      ...(region === undefined ? {} : { region }),
+      ...(options.credentials === undefined ? {} : { credentials: options.credentials }),
+      forcePathStyle: options.pathStyle ?? false,
+      maxAttempts: 1,
+      // It would tell on the console that it does not retry.
+      logger: { trace() {}, debug() {}, info() {}, warn() {}, error() {} },
+      requestChecksumCalculation: protection,
+      responseChecksumValidation: protection,
+      requestHandler: {
+        connectionTimeout: options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS,
+        socketTimeout: options.idleTimeoutMs ?? IDLE_TIMEOUT_MS,
+      },
+    })
+  }
+
+  /**
+   * Runs a request until it succeeds, fails for good, or has failed too often.
+   *
+   * @param what for messages: "getting KEY"
+   * @param bytes how much is sent or received, for the time it may take
+   * @param attempt one attempt; what it throws decides. `number` counts from 0
+   * @throws PalimpsestError: `retry` when the service cannot be reached or is overloaded, else `internal`
+   */
+  async run<T>(
+    what: string,
+    bytes: number,
+    attempt: (signal: AbortSignal, number: number) => Promise<T>,
+  ): Promise<T> {
+    const closing = this.#closing.signal
+    for (let number = 0; ; number++) {
+      if (closing.aborted) throw retryError(`${what} in ${this.#description}: the store is being closed`)
+      const timeLimit = AbortSignal.timeout(REPLY_MS_MAX + Math.ceil((bytes / BYTES_PER_SECOND_MIN) * 1000))
+      try {
+        return await attempt(AbortSignal.any([closing, timeLimit]), number)
+      } catch (error) {
+        if (error instanceof PalimpsestError || isLocal(error)) throw error
+        const text = `${what} in ${this.#description}: ${explain(error, timeLimit.aborted)}`
+        if (!isPassing(error)) throw internalError(text, error)
+        if (number + 1 >= this.#attemptsMax)
+          throw retryError(`${text} (${number + 1} attempts); it is worth trying again later`, error)
+        await this.#pause(number, errorName(error))
+      }
+    }
+  }
+
+  /** Exponential back-off with full jitter; ends at once when the store is closed. */
+  #pause(number: number, name: string): Promise<void> {
+    const ceiling = Math.min(BACKOFF_MS_MAX, this.#backoffMs * 2 ** number)
+    const ms =
+      (SLOW_DOWN.has(name) ? Math.min(SLOW_DOWN_MS, this.#backoffMs * 5) : 0) + Math.random() * ceiling
+    return new Promise(resolve => {
+      const signal = this.#closing.signal
+      const done = (): void => {
+        clearTimeout(timer)
+        signal.removeEventListener('abort', done)
+        resolve()
+      }
+      const timer = setTimeout(done, ms)
+      signal.addEventListener('abort', done, { once: true })
+    })
+  }
+
+  /** Gives up all requests under way; they fail with `retry`. */
+  close(): void {
+    this.#closing.abort()
+    this.client.destroy()
+  }
+}
+
+export function httpStatus(error: unknown): number | undefined {
+  return (error as { $metadata?: { httpStatusCode?: number } }).$metadata?.httpStatusCode
+}
+
+export function errorName(error: unknown): string {
+  return String((error as { name?: unknown }).name ?? '')
+}
+
+/** Whether a 404 is about the object, not the bucket. A reply to HEAD has no body that would tell. */
+export function isAbsent(error: unknown): boolean {
+  return httpStatus(error) === 404 && errorName(error) !== 'NoSuchBucket'
+}
+
+/** A file of ours that cannot be read or written; what the service or the network does has other codes. */
+function isLocal(error: unknown): boolean {
+  return LOCAL_CODES.has(String((error as NodeJS.ErrnoException).code))
+}
+
+function isPassing(error: unknown): boolean {
+  const name = errorName(error)
+  if (error instanceof DamagedReply || PASSING.has(name)) return true
+  if (name === 'CredentialsProviderError') return false
+  const status = httpStatus(error)
+  // Without a status there was no reply: a time-out, a name that cannot be resolved, a connection that broke.
+  if (status === undefined) return !(error instanceof TypeError || error instanceof RangeError)
+  return status === 409 || status === 429 || status === 408 || (status >= 500 && status !== 501)
+}
+
+/** What happened and what to do. */
+function explain(error: unknown, late: boolean): string {
+  const name = errorName(error)
+  const message = error instanceof Error ? error.message : String(error)
+  const code = (error as { code?: unknown }).code
+  const status = httpStatus(error)
+  if (name === 'CredentialsProviderError')
+    return 'no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role'
+  if (name === 'NoSuchBucket') return 'the bucket does not exist; create it, or correct --store'
+  if (name === 'RequestTimeTooSkewed') return `${message}; set this machine's clock`
+  if (name === 'PermanentRedirect' || name === 'AuthorizationHeaderMalformed' || status === 301)
+    return `${message}; the bucket is in another region: set --s3-region`
+  if (status === 403)
+    return `access denied (${name}): ${message}; check the credentials and that they allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket here`
+  if (status === 501) return `the service does not implement this request (${name}): ${message}`
+  if (status !== undefined) return `${name} (HTTP ${status})${message === name ? '' : `: ${message}`}`
+  if (late) return 'no reply in time'
+  return `the service cannot be reached: ${typeof code === 'string' && !message.includes(code) ? `${code} ` : ''}${message || name}`
+}

@@ -1,0 +1,156 @@
+import { existsSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { CasObject } from '../../../server/shared/cas-object.ts'
+import { parseS3Url, S3ObjectStore } from '../../../server/shared/object-store-s3.ts'
+import { objectStoreContract } from '../../contract/object-store.ts'
+import { type S3Fault, S3Service } from '../../support/s3-service.ts'
+
+/** What a rejection must look like; tap takes any object, its types want an Error. */
+const like = (error: object) => error as Error
+
+async function open(
+  t: Parameters<typeof S3Service.start>[0],
+  service: S3Service,
+  more = {},
+): Promise<S3ObjectStore> {
+  const store = await S3ObjectStore.open(service.options(more))
+  t.teardown(() => store.close())
+  return store
+}
+
+objectStoreContract('S3, a service without faults', async t => open(t, await S3Service.start(t)))
+
+// Every third request or so goes wrong, one way or another; all of these pass when it is repeated.
+objectStoreContract('S3, a service full of faults', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service, { attemptsMax: 40 })
+  const faults: S3Fault[] = ['lost', 'refused', 'slow', 'internal', 'conflict', 'cut', 'lost']
+  let turn = 0
+  service.fault = method => {
+    turn++
+    if (turn % 3 !== 0) return undefined
+    const fault = faults[(turn / 3) % faults.length]!
+    // What makes no sense for a request without contents.
+    return fault === 'cut' && method !== 'GET' && method !== 'LIST' ? 'slow' : fault
+  }
+  return store
+})
+
+t.test('a success whose reply was lost is told apart from a defeat', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service)
+  const once = (fault: S3Fault) => {
+    let done = false
+    service.fault = method => {
+      if (done || method !== 'PUT') return undefined
+      done = true
+      return fault
+    }
+  }
+  for (const fault of ['lost', 'slow', 'refused'] as const) {
+    once(fault)
+    t.equal(await store.putIfAbsent(`won-${fault}`, Buffer.from('mine')), true, fault)
+  }
+  // Somebody else's attempt comes between ours, which had no effect, and its repetition; with the same bytes.
+  let first = true
+  service.fault = (method, key) => {
+    if (method !== 'PUT' || !first) return undefined
+    first = false
+    service.objects.set(key, {
+      bytes: Buffer.from('mine'),
+      metadata: { 'x-amz-meta-palimpsest-token': 'theirs' },
+    })
+    return 'refused'
+  }
+  t.equal(await store.putIfAbsent('contended', Buffer.from('mine')), false, 'equal bytes do not make it ours')
+  const local = join(t.testdir(), 'local')
+  writeFileSync(local, 'layer')
+  once('lost')
+  t.equal(await store.putFile('layer', local), true)
+  t.notOk(existsSync(local))
+})
+
+t.test('a refusal is final, and said once', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service)
+  service.fault = () => 'denied'
+  service.requests = []
+  await t.rejects(
+    store.putIfAbsent('k', Buffer.from('v')),
+    like({ kind: 'internal', message: /access denied.*s3:PutObject/ }),
+  )
+  await t.rejects(store.get('k'), like({ kind: 'internal' }))
+  t.equal(service.requests.length, 2, 'nothing was repeated')
+  service.fault = () => 'slow'
+  service.requests = []
+  await t.rejects(store.list(''), like({ kind: 'retry', message: /SlowDown.*6 attempts/ }))
+  t.equal(service.requests.length, 6)
+})
+
+t.test('contents that were damaged at rest or on the way are not taken', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service, { attemptsMax: 3 })
+  await store.putIfAbsent('k', Buffer.alloc(5000, 'x'))
+  const copy = join(t.testdir(), 'copy')
+  service.fault = method => (method === 'GET' ? 'damaged' : undefined)
+  await t.rejects(store.get('k'), like({ kind: 'corrupt', message: /does not match the CRC-32C/ }))
+  await t.rejects(store.getFile('k', copy), like({ kind: 'corrupt' }))
+  t.notOk(existsSync(copy))
+  service.fault = method => (method === 'GET' ? 'cut' : undefined)
+  await t.rejects(store.getFile('k', copy), like({ kind: 'retry' }))
+  t.notOk(existsSync(copy), 'half of a file is no file')
+  service.fault = () => undefined
+  t.equal(await store.getFile('k', copy), 5000)
+})
+
+t.test('a service that ignores conditions is refused', async t => {
+  const service = await S3Service.start(t)
+  service.ignoresConditions = true
+  await t.rejects(
+    S3ObjectStore.open(service.options()),
+    like({ kind: 'invalid', message: /ignores If-None-Match/ }),
+  )
+})
+
+t.test('closing ends what is under way', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service, { backoffMs: 60_000 })
+  service.fault = () => 'internal'
+  const put = store.putIfAbsent('k', Buffer.from('v'))
+  put.catch(() => {})
+  while (service.requests.length < 2) await new Promise(next => setTimeout(next, 5))
+  store.close()
+  await t.rejects(put, like({ kind: 'retry', message: /being closed/ }))
+})
+
+t.test('compare-and-swap over lost replies, and objects that are listed and gone', async t => {
+  const service = await S3Service.start(t)
+  const one = new CasObject(await open(t, service), 'm', 'the object')
+  const two = new CasObject(await open(t, service), 'm', 'the object')
+  service.fault = method => (method === 'PUT' && service.requests.length % 2 === 0 ? 'lost' : undefined)
+  for (let i = 0; i < 6; i++) await one.commit(Buffer.from(`contents ${i}`))
+  let hide = 2
+  service.fault = method => (method === 'GET' && hide-- > 0 ? 'absent' : undefined)
+  t.same((await two.load())?.bytes.toString(), 'contents 5')
+  service.fault = () => undefined
+  await two.commit(Buffer.from('of the other'))
+  await t.rejects(one.commit(Buffer.from('too late')), like({ kind: 'fenced' }))
+})
+
+t.test('addresses', t => {
+  t.same(parseS3Url('s3://bucket'), { bucket: 'bucket', prefix: '' })
+  t.same(parseS3Url('s3://bucket/'), { bucket: 'bucket', prefix: '' })
+  t.same(parseS3Url('s3://bucket/a/b/'), { bucket: 'bucket', prefix: 'a/b' })
+  for (const bad of [
+    's3://',
+    's3:///x',
+    's3://b',
+    's3://bucket/a//b',
+    's3://bucket/../x',
+    'http://bucket/x',
+    's3://bucket/.x',
+  ])
+    t.throws(() => parseS3Url(bad), like({ kind: 'invalid' }), bad)
+  t.end()
+})
