@@ -11,6 +11,7 @@ export const MessageType = {
   Cancel: 0x0005,
   Ok: 0x0006,
   ErrorReply: 0x0007,
+  Redirect: 0x0008,
   // 0x01: the log (safekeeper)
   WalCreate: 0x0101,
   WalOpen: 0x0102,
@@ -29,6 +30,12 @@ export const MessageType = {
   WalList: 0x010f,
   WalListReply: 0x0110,
   WalDelete: 0x0111,
+  WalRename: 0x0112,
+  WalBranch: 0x0113,
+  WalBranched: 0x0114,
+  WalConsumerDrop: 0x0115,
+  WalShow: 0x0116,
+  WalShowReply: 0x0117,
   // 0x02: timelines and pages (page server)
   TimelineCreate: 0x0201,
   TimelineList: 0x0202,
@@ -61,6 +68,22 @@ export const MessageType = {
   FileListReply: 0x0309,
   FileGet: 0x030a,
   FileData: 0x030b,
+  // 0x04: between the nodes of a cell
+  PeerHello: 0x0401,
+  PeerHelloReply: 0x0402,
+  PeerSeed: 0x0403,
+  PeerSubscribe: 0x0404,
+  PeerWelcome: 0x0405,
+  PeerRaft: 0x0406,
+  PeerAppend: 0x0407,
+  PeerSnapshot: 0x0408,
+  // 0x05: a cell and its members
+  CellStatus: 0x0501,
+  CellStatusReply: 0x0502,
+  MemberAdd: 0x0503,
+  MemberRemove: 0x0504,
+  MemberReplace: 0x0505,
+  TransferLeadership: 0x0506,
   FileVersions: 0x030c,
   FileVersion: 0x030d,
 } as const

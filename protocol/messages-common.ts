@@ -12,6 +12,10 @@ export const HELLO_MAGIC = 0x504d4c50
 export const Feature = {
   /** Bulks may be compressed with zstd (frame flag BULK_ZSTD). */
   ZSTD: 1,
+  /** What is another server's business is answered with Redirect; without it, by ErrorReply of kind refresh. */
+  REDIRECT: 2,
+  /** What is another server's business is passed on to it; goes before REDIRECT. */
+  FORWARD: 4,
 } as const
 
 /** What a server does; a bit mask in HelloOk. */
@@ -216,4 +220,30 @@ export const ErrorReplyCodec: Codec<ErrorReply> = {
       message: r.string('message', TEXT_BYTES_MAX),
     }
   },
+}
+
+/**
+ * An error of kind refresh, for clients with Feature.REDIRECT: another server is the one to ask. Flags as ErrorReply's.
+ *
+ *     string address (HOST:PORT) | string message
+ */
+export interface Redirect {
+  readonly type: typeof MessageType.Redirect
+  readonly address: string
+  readonly message: string
+}
+
+export const RedirectCodec: Codec<Redirect> = {
+  type: MessageType.Redirect,
+  name: 'Redirect',
+  bulk: 'none',
+  encode(w, m) {
+    w.string(m.address, 'address', 300)
+    w.string(m.message, 'message', TEXT_BYTES_MAX)
+  },
+  decode: r => ({
+    type: MessageType.Redirect,
+    address: r.string('address', 300),
+    message: r.string('message', TEXT_BYTES_MAX),
+  }),
 }

@@ -469,3 +469,182 @@ export const WalDeleteCodec: Codec<WalDelete> = {
   },
   decode: r => ({ type: MessageType.WalDelete, timeline: r.timeline() }),
 }
+
+/**
+ * Gives the timeline another name; nobody else's. Again is Ok. → Ok
+ *
+ *     timeline | string name
+ */
+export interface WalRename {
+  readonly type: typeof MessageType.WalRename
+  readonly timeline: TimelineId
+  readonly name: string
+}
+
+export const WalRenameCodec: Codec<WalRename> = {
+  type: MessageType.WalRename,
+  name: 'WalRename',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+    w.string(m.name)
+  },
+  decode: r => ({
+    type: MessageType.WalRename,
+    timeline: r.timeline(),
+    name: r.checked('name', checkTimelineName),
+  }),
+}
+
+/**
+ * Makes a timeline whose log is the ancestor's up to `lsn` and its own from there on; costs the same for any. Where the
+ * ancestor's redo is held, the branch point is the last end of a chunk at or below `lsn`; below that the sender
+ * vouches that `lsn` is the end of a mini-transaction. Again with the same fields is harmless. → WalBranched
+ *
+ *     timeline (of the branch) | timeline ancestor | u64 lsn | string name
+ */
+export interface WalBranch {
+  readonly type: typeof MessageType.WalBranch
+  readonly timeline: TimelineId
+  readonly ancestor: TimelineId
+  readonly lsn: Lsn
+  readonly name: string
+}
+
+export const WalBranchCodec: Codec<WalBranch> = {
+  type: MessageType.WalBranch,
+  name: 'WalBranch',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+    w.timeline(m.ancestor)
+    w.u64(m.lsn)
+    w.string(m.name)
+  },
+  decode: r => ({
+    type: MessageType.WalBranch,
+    timeline: r.timeline(),
+    ancestor: r.timeline('ancestor'),
+    lsn: r.lsn(),
+    name: r.checked('name', checkTimelineName),
+  }),
+}
+
+/** `u64 lsn`: where the branch begins. */
+export interface WalBranched {
+  readonly type: typeof MessageType.WalBranched
+  readonly lsn: Lsn
+}
+
+export const WalBranchedCodec: Codec<WalBranched> = {
+  type: MessageType.WalBranched,
+  name: 'WalBranched',
+  bulk: 'none',
+  encode(w, m) {
+    w.u64(m.lsn)
+  },
+  decode: r => ({ type: MessageType.WalBranched, lsn: r.lsn() }),
+}
+
+/**
+ * Forgets a consumer that will not come back: the log is no longer kept for it. → Ok
+ *
+ *     timeline | string consumer
+ */
+export interface WalConsumerDrop {
+  readonly type: typeof MessageType.WalConsumerDrop
+  readonly timeline: TimelineId
+  readonly consumer: string
+}
+
+export const WalConsumerDropCodec: Codec<WalConsumerDrop> = {
+  type: MessageType.WalConsumerDrop,
+  name: 'WalConsumerDrop',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+    w.string(m.consumer)
+  },
+  decode: r => ({
+    type: MessageType.WalConsumerDrop,
+    timeline: r.timeline(),
+    consumer: r.checked('consumer', checkPeerName),
+  }),
+}
+
+/** What this node holds of a timeline, be it the newest or not; any node answers. `timeline`. → WalShowReply */
+export interface WalShow {
+  readonly type: typeof MessageType.WalShow
+  readonly timeline: TimelineId
+}
+
+export const WalShowCodec: Codec<WalShow> = {
+  type: MessageType.WalShow,
+  name: 'WalShow',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+  },
+  decode: r => ({ type: MessageType.WalShow, timeline: r.timeline() }),
+}
+
+/**
+ *     u64 startLsn | u64 beginLsn | u64 committedLsn | u64 epoch | u64 rawBytes (redo held) | u64 storedBytes (as stored)
+ *     timeline ancestor (16 zero bytes: none) | u32 branches | string name | string writer
+ */
+export interface WalShowReply {
+  readonly type: typeof MessageType.WalShowReply
+  readonly startLsn: Lsn
+  readonly beginLsn: Lsn
+  readonly committedLsn: Lsn
+  readonly epoch: WriterEpoch
+  readonly rawBytes: number
+  readonly storedBytes: number
+  /** It branched off there at `startLsn`. */
+  readonly ancestor: TimelineId | undefined
+  readonly branches: number
+  readonly name: string
+  readonly writer: string
+}
+
+const NO_TIMELINE = '0'.repeat(32) as TimelineId
+
+export const WalShowReplyCodec: Codec<WalShowReply> = {
+  type: MessageType.WalShowReply,
+  name: 'WalShowReply',
+  bulk: 'none',
+  encode(w, m) {
+    w.u64(m.startLsn)
+    w.u64(m.beginLsn)
+    w.u64(m.committedLsn)
+    w.u64(m.epoch)
+    w.u64(m.rawBytes)
+    w.u64(m.storedBytes)
+    w.timeline(m.ancestor ?? NO_TIMELINE)
+    w.u32(m.branches)
+    w.string(m.name)
+    w.string(m.writer)
+  },
+  decode(r) {
+    const startLsn = r.lsn('startLsn')
+    const beginLsn = r.lsn('beginLsn')
+    const committedLsn = r.lsn('committedLsn')
+    const epoch = r.u64('epoch') as WriterEpoch
+    const rawBytes = r.u64('rawBytes')
+    const storedBytes = r.u64('storedBytes')
+    const ancestor = r.timeline('ancestor')
+    return {
+      type: MessageType.WalShowReply,
+      startLsn,
+      beginLsn,
+      committedLsn,
+      epoch,
+      rawBytes,
+      storedBytes,
+      ancestor: ancestor === NO_TIMELINE ? undefined : ancestor,
+      branches: r.u32('branches'),
+      name: r.string('name'),
+      writer: r.string('writer'),
+    }
+  },
+}

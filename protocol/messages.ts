@@ -6,17 +6,21 @@
 import type { AnyMessage, Codec } from './codec.ts'
 import type { ByteReader, ByteWriter } from './cursor.ts'
 import { MalformedError } from './errors.ts'
+import * as cell from './messages-cell.ts'
 import * as common from './messages-common.ts'
 import * as imports from './messages-import.ts'
 import * as page from './messages-page.ts'
+import * as peer from './messages-peer.ts'
 import * as timeline from './messages-timeline.ts'
 import * as wal from './messages-wal.ts'
 
 export type { AnyMessage, BulkKind, Codec, SectionVisitor } from './codec.ts'
 export { MessageType } from './message-types.ts'
+export * from './messages-cell.ts'
 export * from './messages-common.ts'
 export * from './messages-import.ts'
 export * from './messages-page.ts'
+export * from './messages-peer.ts'
 export * from './messages-timeline.ts'
 export * from './messages-wal.ts'
 
@@ -31,6 +35,10 @@ export interface Replies {
   WalState: [wal.WalState, wal.WalStateReply]
   WalList: [wal.WalList, wal.WalListReply]
   WalDelete: [wal.WalDelete, common.Ok]
+  WalRename: [wal.WalRename, common.Ok]
+  WalBranch: [wal.WalBranch, wal.WalBranched]
+  WalConsumerDrop: [wal.WalConsumerDrop, common.Ok]
+  WalShow: [wal.WalShow, wal.WalShowReply]
   WalRead: [wal.WalRead, wal.WalData | wal.WalGap | wal.WalReadEnd]
   TimelineCreate: [timeline.TimelineCreate, common.Ok]
   TimelineList: [timeline.TimelineList, timeline.TimelineListReply]
@@ -51,6 +59,14 @@ export interface Replies {
   FileDelete: [imports.FileDelete, common.Ok]
   FileList: [imports.FileList, imports.FileListReply]
   FileGet: [imports.FileGet, imports.FileData]
+  PeerHello: [peer.PeerHello, peer.PeerHelloReply]
+  PeerSeed: [peer.PeerSeed, common.Ok]
+  PeerSubscribe: [peer.PeerSubscribe, peer.PeerWelcome | peer.PeerRaft | peer.PeerAppend | peer.PeerSnapshot]
+  CellStatus: [cell.CellStatus, cell.CellStatusReply]
+  MemberAdd: [cell.MemberAdd, common.Ok]
+  MemberRemove: [cell.MemberRemove, common.Ok]
+  MemberReplace: [cell.MemberReplace, common.Ok]
+  TransferLeadership: [cell.TransferLeadership, common.Ok]
   FileVersions: [imports.FileVersions, imports.FileVersion]
 }
 
@@ -65,6 +81,7 @@ export type Message =
   | common.HelloOk
   | common.Cancel
   | common.ErrorReply
+  | common.Redirect
 
 const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   common.HelloCodec,
@@ -74,6 +91,7 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   common.CancelCodec,
   common.OkCodec,
   common.ErrorReplyCodec,
+  common.RedirectCodec,
   wal.WalCreateCodec,
   wal.WalOpenCodec,
   wal.WalOpenedCodec,
@@ -91,6 +109,12 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   wal.WalListCodec,
   wal.WalListReplyCodec,
   wal.WalDeleteCodec,
+  wal.WalRenameCodec,
+  wal.WalBranchCodec,
+  wal.WalBranchedCodec,
+  wal.WalConsumerDropCodec,
+  wal.WalShowCodec,
+  wal.WalShowReplyCodec,
   timeline.TimelineCreateCodec,
   timeline.TimelineListCodec,
   timeline.TimelineListReplyCodec,
@@ -121,6 +145,20 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   imports.FileListReplyCodec,
   imports.FileGetCodec,
   imports.FileDataCodec,
+  peer.PeerHelloCodec,
+  peer.PeerHelloReplyCodec,
+  peer.PeerSeedCodec,
+  peer.PeerSubscribeCodec,
+  peer.PeerWelcomeCodec,
+  peer.PeerRaftCodec,
+  peer.PeerAppendCodec,
+  peer.PeerSnapshotCodec,
+  cell.CellStatusCodec,
+  cell.CellStatusReplyCodec,
+  cell.MemberAddCodec,
+  cell.MemberRemoveCodec,
+  cell.MemberReplaceCodec,
+  cell.TransferLeadershipCodec,
   imports.FileVersionsCodec,
   imports.FileVersionCodec,
 ]

@@ -16,6 +16,10 @@ export interface Sample {
 }
 
 const timeline = '00112233445566778899aabbccddeeff' as TimelineId
+const otherTimeline = 'ffeeddccbbaa99887766554433221100' as TimelineId
+const cellId = '0123456789abcdef0123456789abcdef'
+const nodeA = { nodeId: 'a.00112233445566aa', address: '10.0.0.1:7070', zone: 'north' }
+const nodeB = { nodeId: 'node-b.00112233445566bb', address: '10.0.0.2:7070', zone: '' }
 const lsn = (n: number) => n as Lsn
 const epoch = 3 as WriterEpoch
 const BIG = lsn(Number.MAX_SAFE_INTEGER)
@@ -356,4 +360,192 @@ export const SAMPLES: readonly Sample[] = [
       path: 'test/t1.frm',
     },
   },
+  {
+    name: 'Redirect',
+    flags: reply | FrameFlag.ERROR,
+    message: { type: M.Redirect, address: '10.0.0.2:7070', message: 'node b leads the cell' },
+  },
+  { name: 'WalRename', message: { type: M.WalRename, timeline, name: 'other' } },
+  {
+    name: 'WalBranch',
+    message: { type: M.WalBranch, timeline, ancestor: otherTimeline, lsn: lsn(30_000), name: 'branch' },
+  },
+  { name: 'WalBranched', flags: reply, message: { type: M.WalBranched, lsn: lsn(29_999) } },
+  { name: 'WalConsumerDrop', message: { type: M.WalConsumerDrop, timeline, consumer: 'pageserver-1' } },
+  { name: 'WalShow', message: { type: M.WalShow, timeline } },
+  {
+    name: 'WalShowReply',
+    flags: reply,
+    message: {
+      type: M.WalShowReply,
+      startLsn: lsn(12_288),
+      beginLsn: lsn(20_000),
+      committedLsn: lsn(5_000_000_000),
+      epoch,
+      rawBytes: 1000,
+      storedBytes: 300,
+      ancestor: otherTimeline,
+      branches: 2,
+      name: 'main',
+      writer: 'attach@db1',
+    },
+  },
+  { name: 'PeerHello', message: { type: M.PeerHello, cellId: '', node: nodeA } },
+  {
+    name: 'PeerHelloReply',
+    flags: reply,
+    message: {
+      type: M.PeerHelloReply,
+      cellId,
+      node: nodeB,
+      leader: nodeA.nodeId,
+      leaderAddress: nodeA.address,
+      term: 7,
+      seed: [nodeA, nodeB],
+    },
+  },
+  { name: 'PeerSeed', message: { type: M.PeerSeed, cellId, members: [nodeA, nodeB] } },
+  { name: 'PeerSubscribe', message: { type: M.PeerSubscribe, cellId, node: nodeA, lane: 'entries' } },
+  {
+    name: 'PeerWelcome',
+    flags: reply | FrameFlag.MORE,
+    message: { type: M.PeerWelcome, node: nodeB },
+  },
+  {
+    name: 'PeerRaft-vote',
+    flags: reply | FrameFlag.MORE,
+    message: {
+      type: M.PeerRaft,
+      message: { type: 'vote', term: 8, last: { index: 100, term: 7 }, pre: true, transfer: false },
+    },
+  },
+  {
+    name: 'PeerRaft-voteReply',
+    flags: reply | FrameFlag.MORE,
+    message: { type: M.PeerRaft, message: { type: 'voteReply', term: 8, pre: false, granted: true } },
+  },
+  {
+    name: 'PeerRaft-append',
+    flags: reply | FrameFlag.MORE,
+    message: {
+      type: M.PeerRaft,
+      message: { type: 'append', term: 8, prev: { index: 100, term: 7 }, commit: 99, round: 12 },
+    },
+  },
+  {
+    name: 'PeerRaft-appendReply',
+    flags: reply | FrameFlag.MORE,
+    message: {
+      type: M.PeerRaft,
+      message: {
+        type: 'appendReply',
+        term: 8,
+        ok: false,
+        paused: true,
+        match: 0,
+        rejected: 100,
+        hint: { index: 90, term: 6 },
+        round: 12,
+      },
+    },
+  },
+  {
+    name: 'PeerRaft-timeoutNow',
+    flags: reply | FrameFlag.MORE,
+    message: { type: M.PeerRaft, message: { type: 'timeoutNow', term: 8 } },
+  },
+  {
+    name: 'PeerAppend',
+    flags: reply | FrameFlag.MORE,
+    bulk: Buffer.concat([redo, Buffer.from('{"do":"delete"}')]),
+    message: {
+      type: M.PeerAppend,
+      term: 8,
+      prev: { index: 100, term: 7 },
+      commit: 99,
+      round: 12,
+      entries: [
+        {
+          term: 8,
+          kind: 'redo',
+          dropped: false,
+          timeline,
+          epoch,
+          beginLsn: lsn(5_000_000_000),
+          endLsn: lsn(5_000_000_015),
+          wallTimeUs: 1_700_000_000_123_456,
+          payloadBytes: 15,
+          payloadCrc: crc32c(redo, 0, 15),
+        },
+        {
+          term: 8,
+          kind: 'command',
+          dropped: false,
+          timeline: undefined,
+          epoch: 0 as WriterEpoch,
+          beginLsn: lsn(0),
+          endLsn: lsn(0),
+          wallTimeUs: 17,
+          payloadBytes: 15,
+          payloadCrc: crc32c(Buffer.from('{"do":"delete"}'), 0, 15),
+        },
+        {
+          term: 8,
+          kind: 'gap',
+          dropped: false,
+          timeline,
+          epoch,
+          beginLsn: lsn(5_000_000_015),
+          endLsn: lsn(5_000_001_000),
+          wallTimeUs: 18,
+          payloadBytes: 0,
+          payloadCrc: 0,
+        },
+      ],
+    },
+  },
+  {
+    name: 'PeerSnapshot',
+    flags: reply | FrameFlag.MORE,
+    bulk: Buffer.from('{"version":1}'),
+    message: { type: M.PeerSnapshot, term: 8, last: { index: 90, term: 6 }, offset: 0, totalBytes: 13 },
+  },
+  { name: 'CellStatus', message: { type: M.CellStatus } },
+  {
+    name: 'CellStatusReply',
+    flags: reply,
+    message: {
+      type: M.CellStatusReply,
+      nodeId: nodeA.nodeId,
+      cellId,
+      role: 'leader',
+      zone: 'north',
+      term: 8,
+      leader: nodeA.nodeId,
+      leaderAddress: nodeA.address,
+      leaderSilentMs: 0,
+      beginIndex: 1,
+      lastIndex: 103,
+      flushedIndex: 102,
+      commitIndex: 101,
+      appliedIndex: 101,
+      diskBytes: 67_108_864,
+      rawBytes: 1000,
+      storedBytes: 300,
+      timelines: 2,
+      writable: true,
+      lastError: '',
+      members: [
+        { ...nodeA, kind: 'voter', matchIndex: 103, silentMs: 0 },
+        { ...nodeB, kind: 'learner', matchIndex: 90, silentMs: undefined },
+      ],
+    },
+  },
+  { name: 'MemberAdd', message: { type: M.MemberAdd, name: 'd', address: '10.0.0.4:7070' } },
+  { name: 'MemberRemove', message: { type: M.MemberRemove, name: 'c' } },
+  {
+    name: 'MemberReplace',
+    message: { type: M.MemberReplace, old: 'c', name: 'd', address: '10.0.0.4:7070' },
+  },
+  { name: 'TransferLeadership', message: { type: M.TransferLeadership, name: 'b' } },
 ]
