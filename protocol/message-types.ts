@@ -56,6 +56,10 @@ export const MessageType = {
   LsnTime: 0x0211,
   Checkpoint: 0x0212,
   CheckpointReply: 0x0213,
+  TimelineBranch: 0x0214,
+  TimelineRename: 0x0215,
+  TimelineBranches: 0x0216,
+  TimelineBranchesReply: 0x0217,
   // 0x03: import of a datadir, and other files (page server)
   ImportBegin: 0x0301,
   ImportBegun: 0x0302,

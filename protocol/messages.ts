@@ -6,6 +6,7 @@
 import type { AnyMessage, Codec } from './codec.ts'
 import type { ByteReader, ByteWriter } from './cursor.ts'
 import { MalformedError } from './errors.ts'
+import * as branch from './messages-branch.ts'
 import * as cell from './messages-cell.ts'
 import * as common from './messages-common.ts'
 import * as imports from './messages-import.ts'
@@ -16,6 +17,7 @@ import * as wal from './messages-wal.ts'
 
 export type { AnyMessage, BulkKind, Codec, SectionVisitor } from './codec.ts'
 export { MessageType } from './message-types.ts'
+export * from './messages-branch.ts'
 export * from './messages-cell.ts'
 export * from './messages-common.ts'
 export * from './messages-import.ts'
@@ -44,6 +46,9 @@ export interface Replies {
   TimelineList: [timeline.TimelineList, timeline.TimelineListReply]
   TimelineShow: [timeline.TimelineShow, timeline.TimelineStatus]
   TimelineDelete: [timeline.TimelineDelete, common.Ok]
+  TimelineBranch: [branch.TimelineBranch, common.Ok]
+  TimelineRename: [branch.TimelineRename, common.Ok]
+  TimelineBranches: [branch.TimelineBranches, branch.TimelineBranchesReply]
   GetPages: [page.GetPages, page.Pages]
   PageHistory: [page.PageHistory, page.PageHistoryReply]
   SpaceList: [page.SpaceList, page.SpaceListReply]
@@ -128,6 +133,10 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   timeline.LsnTimeCodec,
   timeline.CheckpointCodec,
   timeline.CheckpointReplyCodec,
+  branch.TimelineBranchCodec,
+  branch.TimelineRenameCodec,
+  branch.TimelineBranchesCodec,
+  branch.TimelineBranchesReplyCodec,
   page.GetPagesCodec,
   page.PagesCodec,
   page.PageHistoryCodec,

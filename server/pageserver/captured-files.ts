@@ -90,6 +90,7 @@ export function checkFilePath(path: string): string {
 export class CapturedFiles {
   readonly #store: ObjectStore
   readonly #timeline: TimelineId
+  readonly #ancestors: readonly TimelineId[]
   /** Ascending by LSN. */
   readonly #files = new Map<string, StoredVersion[]>()
   readonly #uploads = new Map<string, Upload>()
@@ -97,14 +98,17 @@ export class CapturedFiles {
   #unsaved: { path: string; version: StoredVersion }[] = []
   #saving: Promise<void> = Promise.resolve()
 
-  constructor(store: ObjectStore, timeline: TimelineId) {
+  /** `ancestors`: timelines whose chunks may be referred to as well, the nearest first. */
+  constructor(store: ObjectStore, timeline: TimelineId, ancestors: readonly TimelineId[] = []) {
     this.#store = store
     this.#timeline = timeline
+    this.#ancestors = ancestors
   }
 
   /** The files that the manifest knows of. */
   static async load(store: ObjectStore, manifest: Manifest): Promise<CapturedFiles> {
-    const files = new CapturedFiles(store, manifest.timeline)
+    const ancestors = manifest.ancestors.map(({ timeline }) => timeline)
+    const files = new CapturedFiles(store, manifest.timeline, ancestors)
     for (const { key } of manifest.files) {
       const where = `index of captured files ${key} in ${store.description}`
       const sealed = await store.get(key)
@@ -302,7 +306,9 @@ export class CapturedFiles {
   async #readChunk(hash: Buffer, bytes: number, path: string): Promise<Buffer> {
     const key = timelineKeys.chunk(this.#timeline, hash.toString('hex'))
     const where = `chunk ${key} of file ${path} in ${this.#store.description}`
-    const stored = await this.#store.get(key)
+    let stored = await this.#store.get(key)
+    for (const ancestor of this.#ancestors)
+      stored ??= await this.#store.get(timelineKeys.chunk(ancestor, hash.toString('hex')))
     if (stored === undefined)
       throw corruptError(`${where} is missing; restore it from a copy of the object store`)
     let raw: Buffer
@@ -344,9 +350,15 @@ export class CapturedFiles {
     if (whole) for (const replaced of files) await this.#store.delete(replaced.key)
   }
 
-  #encodeAll(): Buffer {
+  /** All versions up to and including `lsn`, as an object of the index that a branch begins with. */
+  sealUpTo(lsn: Lsn): Buffer {
+    return sealObject(MAGIC, FORMAT_VERSION, this.#encodeAll(lsn))
+  }
+
+  #encodeAll(upTo: Lsn = LSN_MAX): Buffer {
     const all: { path: string; version: StoredVersion }[] = []
-    for (const [path, versions] of this.#files) for (const version of versions) all.push({ path, version })
+    for (const [path, versions] of this.#files)
+      for (const version of versions) if (version.lsn <= upTo) all.push({ path, version })
     return encode(all)
   }
 

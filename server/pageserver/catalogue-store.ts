@@ -28,6 +28,11 @@ export function catalogueSnapshotDue(manifest: Manifest): boolean {
   return layers >= CATALOGUE_SNAPSHOT_LAYERS
 }
 
+/** All that the catalogue knows up to `lsn`, as the object that `loadCatalogue` reads. */
+export function sealCatalogue(catalogue: Catalogue, lsn: Lsn): Buffer {
+  return sealObject(MAGIC, FORMAT_VERSION, catalogue.encode(lsn))
+}
+
 /** Saves all that the catalogue knows up to `lsn`. */
 export async function saveCatalogue(
   store: ObjectStore,
@@ -36,7 +41,7 @@ export async function saveCatalogue(
   lsn: Lsn,
 ): Promise<void> {
   const key = manifests.objectKey(`catalogue-${lsn}`)
-  const sealed = sealObject(MAGIC, FORMAT_VERSION, catalogue.encode(lsn))
+  const sealed = sealCatalogue(catalogue, lsn)
   await store.putIfAbsent(key, sealed)
   let replaced: string | undefined
   await manifests.update(current => {

@@ -15,7 +15,10 @@ import { type EntryCallback, LayerReader } from './layer-reader.ts'
 export interface LayerSource {
   readonly kind: 'delta' | 'image'
   readonly path: string
-  /** Entries in (lsnStart, lsnEnd]; for an image both are what its pages are as of. */
+  /**
+   * Entries in (lsnStart, lsnEnd] count; for an image both are what its pages are as of. The file may have later entries:
+   * where a branch reads its ancestor's layer, those belong to the ancestor alone.
+   */
   readonly lsnStart: Lsn
   readonly lsnEnd: Lsn
 }
@@ -86,11 +89,12 @@ export class LayerFiles {
   /** LSN of the newest INIT_PAGE of the page in (after, upTo], or 0. */
   newestInit(layer: LayerSource, handle: number, after: Lsn, upTo: Lsn): Lsn {
     const reader = this.open(layer.path)
+    const end = least(upTo, layer.lsnEnd)
     const last = reader.initLsn(handle)
     if (last <= after) return 0 as Lsn
-    if (last <= upTo) return last
+    if (last <= end) return last
     let found = 0 as Lsn
-    reader.forEachEntry(handle, after, upTo, (_buf, _start, _end, lsn, flags) => {
+    reader.forEachEntry(handle, after, end, (_buf, _start, _end, lsn, flags) => {
       if ((flags & EntryFlag.INIT_PAGE) !== 0) found = lsn
     })
     return found
@@ -105,6 +109,10 @@ export class LayerFiles {
     callback: EntryCallback,
     fromInit = false,
   ): void {
-    this.open(layer.path).forEachEntry(handle, after, upTo, callback, fromInit)
+    this.open(layer.path).forEachEntry(handle, after, least(upTo, layer.lsnEnd), callback, fromInit)
   }
+}
+
+function least(a: Lsn, b: Lsn): Lsn {
+  return a < b ? a : b
 }

@@ -72,8 +72,12 @@ const manifestSchema = z.object({
   generation: count,
   innodbPageSize: z.union([4096, 8192, 16384, 32768, 65536].map(size => z.literal(size))),
   serverVersion: z.string().max(200),
-  /** Where the timeline's redo begins: the checkpoint of its first import. */
+  /** Where the timeline's own redo begins: the checkpoint of its first import, or where it branched off. */
   startLsn: lsn,
+  /** Of a branch: what it is up to and including these LSNs, the nearest first (branches.ts). */
+  ancestors: z
+    .array(z.object({ timeline: z.string().transform(value => toTimelineId(value)), lsn }))
+    .default([]),
   /** All redo up to here is in layers; the safekeeper may trim it. */
   durableLsn: lsn,
   /** LSNs with from < LSN < readableFrom cannot be read: an import copied pages while they changed. Ascending. */
@@ -88,6 +92,9 @@ const manifestSchema = z.object({
 export type LayerEntry = z.infer<typeof layerSchema>
 export type Manifest = z.infer<typeof manifestSchema>
 export type ManifestGap = Manifest['gaps'][number]
+
+/** What a branch has from the beginning. */
+export type InheritedParts = Pick<Manifest, 'ancestors' | 'catalogue' | 'files' | 'gaps'>
 
 export interface NewTimeline {
   readonly timeline: TimelineId
@@ -193,16 +200,18 @@ export class ManifestStore {
    * Makes a new timeline, owned by the caller. The index entry comes first: one without a manifest is a creation that
    * was never acknowledged, and is ignored.
    */
-  static async create(store: ObjectStore, fresh: NewTimeline): Promise<ManifestStore> {
+  static async create(
+    store: ObjectStore,
+    fresh: NewTimeline,
+    inherited?: InheritedParts,
+  ): Promise<ManifestStore> {
     const manifest = manifestSchema.parse({
       formatVersion: MANIFEST_FORMAT_VERSION,
       ...fresh,
       generation: 1,
       durableLsn: fresh.startLsn,
-      gaps: [],
       layers: [],
-      catalogue: null,
-      files: [],
+      ...(inherited ?? { ancestors: [], catalogue: null, files: [], gaps: [] }),
     } satisfies Record<keyof Manifest, unknown>)
     const cas = manifestObject(store, fresh.timeline)
     if ((await cas.load()) !== undefined)

@@ -28,6 +28,7 @@ const REPLY_BYTES = 1 << 20
 const HISTORY_LIMIT_MAX = 100_000
 const HISTORY_ENTRIES_PER_FRAME = 5000
 const SPACES_PER_FRAME = 1000
+const BRANCHES_PER_FRAME = 10_000
 
 export class PageService implements Service {
   readonly role = Role.PAGESERVER
@@ -59,6 +60,25 @@ export class PageService implements Service {
         await this.imports.abortAll(timeline)
         await timelines.delete(message.timeline)
         ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.TimelineBranch]: async ({ message }, ctx) => {
+        await timelines.branch(message)
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.TimelineRename]: async ({ message }, ctx) => {
+        await timelines.rename(message)
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.TimelineBranches]: (_, ctx) => {
+        const branches = [...timelines.all].flatMap(({ id, ancestor }) =>
+          ancestor === undefined ? [] : [{ timeline: id, ancestor: ancestor.timeline.id, lsn: ancestor.lsn }],
+        )
+        for (let at = 0; ; at += BRANCHES_PER_FRAME) {
+          const more = at + BRANCHES_PER_FRAME < branches.length
+          const part = branches.slice(at, at + BRANCHES_PER_FRAME)
+          ctx.reply({ type: MessageType.TimelineBranchesReply, branches: part }, { more })
+          if (!more) return
+        }
       },
       [MessageType.WaitLsn]: async ({ message }, ctx) => {
         const timeline = timelines.get(message.timeline)
@@ -114,8 +134,8 @@ export class PageService implements Service {
     const perFrame = pagesPerFrame(timeline, ctx)
     // Everything is there already: the usual case of a busy server, answered without giving up this turn.
     if (count <= perFrame && message.notModifiedSinceLsn <= timeline.ingestedLsn) {
-      const lsn = timeline.readLsn(message.lsn)
-      const slots = this.#env.reader.readCached(timeline, lsn, message.pages, 0, count)
+      const { timeline: owner, lsn } = timeline.readAt(message.lsn)
+      const slots = this.#env.reader.readCached(owner, lsn, message.pages, 0, count)
       if (slots !== undefined) {
         this.#replyPages(ctx, lsn, message.pages, 0, slots, undefined, false)
         this.#env.metrics.readSeconds.observe((performance.now() - since) / 1000, 'cache')
@@ -129,15 +149,15 @@ export class PageService implements Service {
 
   async #getPagesSlowly(
     message: GetPages,
-    timeline: Timeline,
+    named: Timeline,
     perFrame: number,
     ctx: RequestContext,
   ): Promise<void> {
     const { pages } = message
     const { reader } = this.#env
-    await timeline.waitForLsn(message.notModifiedSinceLsn)
+    await named.waitForLsn(message.notModifiedSinceLsn)
     // One LSN for the whole answer, whatever is ingested meanwhile.
-    const lsn = timeline.readLsn(message.lsn)
+    const { timeline, lsn } = named.readAt(message.lsn)
     const count = pages.length / 2
     // One frame's pages are made while those of the frame before are sent.
     let next = reader.read(timeline, lsn, pages, 0, Math.min(count, perFrame))
@@ -205,8 +225,7 @@ export class PageService implements Service {
   // The rest.
 
   async #pageHistory(message: PageHistory, ctx: RequestContext): Promise<void> {
-    const timeline = this.#timelines.get(message.timeline)
-    const toLsn = timeline.readLsn(message.toLsn)
+    const { timeline, lsn: toLsn } = this.#timelines.get(message.timeline).readAt(message.toLsn)
     const snapshot = timeline.snapshot(toLsn)
     try {
       const request = snapshot.request(message.space, message.page)
@@ -217,11 +236,10 @@ export class PageService implements Service {
             : `tablespace ${message.space} has no page ${message.page} at LSN ${toLsn}`,
         )
       // Images that a compaction made are no changes.
-      const imports = new Set(
-        timeline.layers
-          .filter(layer => layer.kind === 'image' && layer.level === IMPORT_IMAGE_LEVEL)
-          .map(layer => timeline.source(layer).path),
-      )
+      const imports = new Set<string>()
+      for (let of: Timeline | undefined = timeline; of !== undefined; of = of.ancestor?.timeline)
+        for (const layer of of.layers)
+          if (layer.kind === 'image' && layer.level === IMPORT_IMAGE_LEVEL) imports.add(of.source(layer).path)
       const all = snapshot.layers as readonly LayerSource[]
       const { entries, complete } = await this.#env.foreground.run('pageHistory', {
         request: {
@@ -246,8 +264,7 @@ export class PageService implements Service {
   }
 
   async #spaceList(message: SpaceList, ctx: RequestContext): Promise<void> {
-    const timeline = this.#timelines.get(message.timeline)
-    const lsn = timeline.readLsn(message.lsn)
+    const { timeline, lsn } = this.#timelines.get(message.timeline).readAt(message.lsn)
     const spaces = timeline.catalogue
       .list(lsn)
       .filter(state => state.flags !== undefined)
@@ -287,8 +304,7 @@ export class PageService implements Service {
       files: timeline.files.list(timeline.ingestedLsn).length,
       serverVersion: current.serverVersion,
       lastError: timeline.lastError.slice(0, 1000).toWellFormed(),
-      // The first gap is that before the end of the first import, which readableFromLsn tells.
-      gaps: current.gaps.slice(1).map(gap => ({ fromLsn: gap.from, toLsn: gap.readableFrom })),
+      gaps: timeline.gaps.map(gap => ({ fromLsn: gap.from, toLsn: gap.readableFrom })),
     })
   }
 }

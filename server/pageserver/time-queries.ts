@@ -8,6 +8,12 @@ import type { Timeline } from './timeline.ts'
 export async function lsnAtTime(timeline: Timeline, timeUs: number): Promise<TimeSample> {
   const found = await timeline.times.lsnAt(timeUs, timeline.layers, key => samplesOf(timeline, key))
   if (found !== undefined) return found
+  if (timeline.ancestor !== undefined) {
+    const { timeline: ancestor, lsn } = timeline.ancestor
+    const before = await lsnAtTime(ancestor, timeUs)
+    // The moment is before the branch's own redo: at most where it began.
+    return before.lsn <= lsn ? before : { lsn, timeUs: before.timeUs }
+  }
   const first = await timeline.times.timeAt(0 as Lsn, timeline.layers, key => samplesOf(timeline, key))
   throw invalidError(
     first === undefined
@@ -18,6 +24,9 @@ export async function lsnAtTime(timeline: Timeline, timeUs: number): Promise<Tim
 
 /** The first sample at or after the LSN. */
 export async function timeAtLsn(timeline: Timeline, lsn: Lsn): Promise<TimeSample> {
+  const { ancestor } = timeline
+  if (ancestor !== undefined && (lsn <= ancestor.lsn || timeline.ingestedLsn === ancestor.lsn))
+    return timeAtLsn(ancestor.timeline, lsn < ancestor.lsn ? lsn : ancestor.lsn)
   const found = await timeline.times.timeAt(lsn, timeline.layers, key => samplesOf(timeline, key))
   if (found !== undefined) return found
   throw invalidError(`timeline ${timeline.name} has no redo with a time yet`)

@@ -36,7 +36,8 @@ import type { TimeMap } from './core/time-map.ts'
 import { delay, type PageServerEnvironment } from './environment.ts'
 import { type LinkedRange, RedoIngest } from './ingest.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
-import { type LayerEntry, layerEntry, type ManifestStore } from './manifest.ts'
+import type { LayerSource } from './layer-files.ts'
+import { type LayerEntry, layerEntry, type ManifestGap, type ManifestStore } from './manifest.ts'
 import { Memtable } from './memtable.ts'
 import type { ReadableTimeline, ReadSnapshot } from './page-reader.ts'
 import type { PageRequest } from './reconstruct.ts'
@@ -59,6 +60,13 @@ export interface TimelineParts {
   readonly catalogue: Catalogue
   readonly times: TimeMap
   readonly files: CapturedFiles
+  /** Of a branch: whose pages are its own up to and including this LSN. */
+  readonly ancestor?: Ancestor | undefined
+}
+
+export interface Ancestor {
+  readonly timeline: Timeline
+  readonly lsn: Lsn
 }
 
 export class Timeline implements ReadableTimeline {
@@ -69,6 +77,7 @@ export class Timeline implements ReadableTimeline {
   readonly catalogue: Catalogue
   readonly times: TimeMap
   readonly files: CapturedFiles
+  readonly ancestor: Ancestor | undefined
   readonly ingest: RedoIngest
 
   #ingestedLsn: Lsn
@@ -104,6 +113,7 @@ export class Timeline implements ReadableTimeline {
     this.catalogue = parts.catalogue
     this.times = parts.times
     this.files = parts.files
+    this.ancestor = parts.ancestor
     this.#ingestedLsn = current.durableLsn
     this.committedLsn = current.durableLsn
     this.#open = new Memtable(env.arenas, current.durableLsn)
@@ -131,7 +141,17 @@ export class Timeline implements ReadableTimeline {
 
   /** LSN of the end of the first import; LSN_MAX before. */
   get readableFromLsn(): Lsn {
+    if (this.ancestor !== undefined) return this.ancestor.timeline.readableFromLsn
     return this.manifest.current.gaps[0]?.readableFrom ?? LSN_MAX
+  }
+
+  /** What cannot be read although it is above `readableFromLsn`, the ancestor's included. */
+  get gaps(): ManifestGap[] {
+    // The first gap is that before the end of the first import, which readableFromLsn tells.
+    const own = this.manifest.current.gaps.slice(1)
+    if (this.ancestor === undefined) return own
+    const { timeline, lsn } = this.ancestor
+    return [...timeline.gaps.filter(gap => gap.from < lsn), ...own]
   }
 
   get lastWallTimeUs(): number {
@@ -489,6 +509,14 @@ export class Timeline implements ReadableTimeline {
     return at
   }
 
+  /** Who answers a request for `lsn` (0: the newest), and at which LSN: a branch leaves its beginnings to its ancestor. */
+  readAt(lsn: Lsn): { timeline: Timeline; lsn: Lsn } {
+    const at = lsn === 0 || lsn > this.#ingestedLsn ? this.#ingestedLsn : lsn
+    if (this.ancestor !== undefined && at <= this.ancestor.lsn) return this.ancestor.timeline.readAt(at)
+    return { timeline: this, lsn: this.readLsn(lsn) }
+  }
+
+  /** Everything from which a page can be made as of `lsn`, which must be above the ancestor's. */
   snapshot(lsn: Lsn): ReadSnapshot {
     const memtables: Memtable[] = []
     if (this.#open.beginLsn < lsn && !this.#open.isEmpty) memtables.push(this.#open)
@@ -497,8 +525,10 @@ export class Timeline implements ReadableTimeline {
     for (const memtable of memtables) memtable.acquire()
     const map = this.#layers
     const places = new Map<LayerEntry, number>()
-    const sources: ReturnType<typeof this.source>[] = []
+    const sources: LayerSource[] = []
     const found: LayerEntry[] = []
+    const inherited = this.ancestor?.timeline.snapshot(this.ancestor.lsn)
+    const inheritedPlaces = new Map<number, number>()
     const { promise, resolve } = Promise.withResolvers<void>()
     this.#snapshots.add(promise)
     return {
@@ -523,6 +553,17 @@ export class Timeline implements ReadableTimeline {
           }
           return place
         })
+        // What the ancestor has of the page is durable up to the branch: it lies in layers only.
+        const before = inherited?.request(space, page)
+        if (typeof before === 'object')
+          for (const at of before.layers) {
+            let place = inheritedPlaces.get(at)
+            if (place === undefined) {
+              place = sources.push(upTo(inherited!.layers[at]!, this.ancestor!.lsn)) - 1
+              inheritedPlaces.set(at, place)
+            }
+            layers.push(place)
+          }
         const request: PageRequest = {
           space,
           page,
@@ -536,13 +577,14 @@ export class Timeline implements ReadableTimeline {
       },
       release: () => {
         for (const memtable of memtables) memtable.release()
+        inherited?.release()
         this.#snapshots.delete(promise)
         resolve()
       },
     }
   }
 
-  source(entry: LayerEntry) {
+  source(entry: LayerEntry): LayerSource {
     const path = this.env.store.localPath(entry.key)
     if (path === undefined) throw internalError(`layer ${entry.key} has no local file`)
     return { kind: entry.kind, path, lsnStart: entry.lsnStart, lsnEnd: entry.lsnEnd }
@@ -575,4 +617,9 @@ export class Timeline implements ReadableTimeline {
     for (const cacheSpace of this.#cacheSpaces.values())
       this.env.cache.invalidateSpace(cacheSpace, 0, 0 as Lsn)
   }
+}
+
+/** Of an ancestor's layer only what lies at or before the LSN where the branch begins. */
+function upTo(layer: LayerSource, lsn: Lsn): LayerSource {
+  return layer.lsnEnd > lsn ? { ...layer, lsnEnd: lsn } : layer
 }

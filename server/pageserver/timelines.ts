@@ -1,7 +1,9 @@
 /** The timelines of a page server: found in the store at start, created, looked up, deleted. */
 import type { TimelineId } from '../../protocol/ids.ts'
+import type { TimelineBranch, TimelineRename } from '../../protocol/messages-branch.ts'
 import type { TimelineCreate } from '../../protocol/messages-timeline.ts'
 import { invalidError, type PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
+import { createBranch } from './branches.ts'
 import { CapturedFiles } from './captured-files.ts'
 import { loadCatalogue } from './catalogue-store.ts'
 import { Compactor } from './compactor.ts'
@@ -9,7 +11,7 @@ import { Catalogue } from './core/catalogue.ts'
 import { TimeMap } from './core/time-map.ts'
 import { atMost, type PageServerEnvironment } from './environment.ts'
 import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
-import { Timeline } from './timeline.ts'
+import { type Ancestor, Timeline } from './timeline.ts'
 import { WalFollower } from './wal-follower.ts'
 
 /** A clean stop tries for so long to make the last redo durable. */
@@ -36,10 +38,20 @@ export class Timelines {
 
   /** Opens everything that the store holds. A timeline that cannot be opened does not keep the others from it. */
   async open(): Promise<void> {
+    const claimed: ManifestStore[] = []
     for (const id of await listTimelines(this.#env.store)) {
       try {
         const manifest = await ManifestStore.claim(this.#env.store, id)
-        if (manifest === undefined) continue
+        if (manifest !== undefined) claimed.push(manifest)
+      } catch (error) {
+        this.#cannotOpen(id, error)
+      }
+    }
+    // Ancestors before their branches.
+    claimed.sort((a, b) => a.current.ancestors.length - b.current.ancestors.length)
+    for (const manifest of claimed) {
+      const id = manifest.current.timeline
+      try {
         const removed = await manifest.removeOrphans()
         if (removed.length > 0)
           this.#env.log.info(
@@ -48,13 +60,24 @@ export class Timelines {
           )
         const catalogue = await loadCatalogue(this.#env.store, manifest.current, layer => this.#events(layer))
         const files = await CapturedFiles.load(this.#env.store, manifest.current)
-        this.#host(new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files }))
+        const ancestor = this.#ancestorOf(manifest)
+        this.#host(new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files, ancestor }))
       } catch (error) {
-        const known = toPalimpsestError(error, `timeline ${id} could not be opened`)
-        this.#broken.set(id, known)
-        this.#env.log.error({ err: known, timeline: id }, 'a timeline could not be opened')
+        this.#cannotOpen(id, error)
       }
     }
+  }
+
+  #cannotOpen(id: TimelineId, error: unknown): void {
+    const known = toPalimpsestError(error, `timeline ${id} could not be opened`)
+    this.#broken.set(id, known)
+    this.#env.log.error({ err: known, timeline: id }, 'a timeline could not be opened')
+  }
+
+  /** The timeline that a branch began as. Throws if that could not be opened. */
+  #ancestorOf(manifest: ManifestStore): Ancestor | undefined {
+    const [nearest] = manifest.current.ancestors
+    return nearest && { timeline: this.get(nearest.timeline), lsn: nearest.lsn }
   }
 
   async #events(layer: LayerEntry) {
@@ -114,9 +137,7 @@ export class Timelines {
           `timeline ${request.timeline} exists as ${name}, from LSN ${startLsn}, with pages of ${innodbPageSize} bytes`,
         )
       }
-      for (const timeline of this.all)
-        if (timeline.name === request.name)
-          throw invalidError(`there is a timeline named ${request.name} already: ${timeline.id}`)
+      this.#checkNameFree(request.name)
       const { timeline, name, innodbPageSize, serverVersion, startLsn } = request
       const manifest = await ManifestStore.create(this.#env.store, {
         timeline,
@@ -132,10 +153,59 @@ export class Timelines {
     })
   }
 
+  /** Makes a branch; the same request again changes nothing. */
+  branch(request: TimelineBranch): Promise<void> {
+    return this.#inTurn(async () => {
+      const { timeline: id, name, lsn } = request
+      const existing = this.#hosts.get(id)?.timeline
+      if (existing !== undefined) {
+        const { ancestors } = existing.manifest.current
+        // Asked for as a branch of a branch, it may have become one of the ancestor that has the LSN.
+        if (existing.name === name && ancestors[0]?.lsn === lsn) return
+        throw invalidError(`timeline ${id} exists already, as ${existing.name}`)
+      }
+      this.#checkNameFree(name)
+      const manifest = await createBranch(this.#env.store, this.get(request.ancestor), request)
+      const catalogue = await loadCatalogue(this.#env.store, manifest.current, layer => this.#events(layer))
+      const files = await CapturedFiles.load(this.#env.store, manifest.current)
+      const ancestor = this.#ancestorOf(manifest)
+      this.#host(new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files, ancestor }))
+      this.#env.log.info({ timeline: id, name, ancestor: ancestor?.timeline.id, lsn }, 'branch created')
+    })
+  }
+
+  rename(request: TimelineRename): Promise<void> {
+    return this.#inTurn(async () => {
+      const timeline = this.get(request.timeline)
+      const { name } = request
+      if (timeline.name === name) return
+      this.#checkNameFree(name)
+      const before = timeline.name
+      await timeline.manifest.update(current => ({ ...current, name }))
+      this.#env.log.info({ timeline: timeline.id, before, name }, 'timeline renamed')
+    })
+  }
+
+  #checkNameFree(name: string): void {
+    for (const timeline of this.all)
+      if (timeline.name === name)
+        throw invalidError(`there is a timeline named ${name} already: ${timeline.id}`)
+  }
+
+  /** Throws `invalid` while branches still need its layers. */
   delete(id: TimelineId): Promise<void> {
     return this.#inTurn(async () => {
       const host = this.#hosts.get(id)
       if (host === undefined) return
+      const branches = [...this.all].filter(other => other.ancestor?.timeline.id === id)
+      if (branches.length > 0)
+        throw invalidError(
+          `timeline ${host.timeline.name} has branches (${branches.map(({ name }) => name).join(', ')}): delete these first`,
+        )
+      if (this.#broken.size > 0)
+        throw invalidError(
+          `${[...this.#broken.keys()].join(', ')} could not be opened and may be branches of ${host.timeline.name}, which is therefore not deleted; see the log for what is wrong with them`,
+        )
       const { timeline } = host
       this.#hosts.delete(id)
       await host.follower.close()

@@ -247,8 +247,8 @@ export class Rig {
     await this.connection.request(end)
   }
 
-  async waitFor(lsn: number, timeoutMs = 60_000): Promise<void> {
-    const request: WaitLsn = { type: MessageType.WaitLsn, timeline: TIMELINE, lsn: lsn as Lsn, timeoutMs }
+  async waitFor(lsn: number, timeoutMs = 60_000, timeline = TIMELINE): Promise<void> {
+    const request: WaitLsn = { type: MessageType.WaitLsn, timeline, lsn: lsn as Lsn, timeoutMs }
     await this.connection.request(request, { deadlineMs: timeoutMs + 5000 })
   }
 
@@ -265,10 +265,14 @@ export class Rig {
   }
 
   /** Pages by pairs of space and page number; undefined where the status is not OK. */
-  async pages(lsn: number, ids: readonly (readonly [number, number])[]): Promise<(Buffer | undefined)[]> {
+  async pages(
+    lsn: number,
+    ids: readonly (readonly [number, number])[],
+    timeline = TIMELINE,
+  ): Promise<(Buffer | undefined)[]> {
     const request: GetPages = {
       type: MessageType.GetPages,
-      timeline: TIMELINE,
+      timeline,
       lsn: lsn as Lsn,
       notModifiedSinceLsn: lsn as Lsn,
       flags: 0,
@@ -291,13 +295,16 @@ export class Rig {
   }
 
   /** Compares every page of the oracle at its LSN; the differences as text. */
-  async compare(replay: NaiveReplay): Promise<{ compared: number; differences: string[] }> {
+  async compare(
+    replay: NaiveReplay,
+    timeline = TIMELINE,
+  ): Promise<{ compared: number; differences: string[] }> {
     const differences: string[] = []
     let compared = 0
     for (const space of replay.spaces.values()) {
       if (space.format === undefined) continue
       const ids = [...space.pages.keys()].map(page => [space.id, page] as const)
-      const got = await this.pages(replay.lsn, ids)
+      const got = await this.pages(replay.lsn, ids, timeline)
       for (let i = 0; i < ids.length; i++) {
         compared++
         const want = replay.writtenPage(space.id, ids[i]![1])
