@@ -217,14 +217,23 @@ export const SAMPLES: readonly Sample[] = [
   { name: 'CheckpointReply', flags: reply, message: { type: M.CheckpointReply, durableLsn: lsn(30_000) } },
   {
     name: 'TimelineBranch',
-    message: { type: M.TimelineBranch, timeline, ancestor: otherTimeline, lsn: lsn(30_000), name: 'before-upgrade' },
+    message: {
+      type: M.TimelineBranch,
+      timeline,
+      ancestor: otherTimeline,
+      lsn: lsn(30_000),
+      name: 'before-upgrade',
+    },
   },
   { name: 'TimelineRename', message: { type: M.TimelineRename, timeline, name: 'main-2' } },
   { name: 'TimelineBranches', message: { type: M.TimelineBranches } },
   {
     name: 'TimelineBranchesReply',
     flags: reply,
-    message: { type: M.TimelineBranchesReply, branches: [{ timeline, ancestor: otherTimeline, lsn: lsn(30_000) }] },
+    message: {
+      type: M.TimelineBranchesReply,
+      branches: [{ timeline, ancestor: otherTimeline, lsn: lsn(30_000) }],
+    },
   },
   {
     name: 'GetPages',
