@@ -8,9 +8,10 @@
  * - A stream whose reader is slow stops the socket, and with it all of the connection: a long stream wants a connection
  *   of its own.
  */
-import { connect as connectSocket, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { BulkPool } from './bulk-pool.ts'
-import { PalimpsestError, toPalimpsestError } from './errors.ts'
+import { openClientSocket } from './client-socket.ts'
+import { type ErrorKind, PalimpsestError, toPalimpsestError } from './errors.ts'
 import {
   type BULK_WAIT,
   FRAME_BYTES_MAX_DEFAULT,
@@ -36,12 +37,13 @@ import {
   type ReplyOf,
   type Request,
 } from './messages.ts'
+import type { ConnectionSecurity } from './security.ts'
 
 export interface ConnectOptions {
   readonly host: string
   readonly port: number
-  /** Shown to the server in the hello; empty where servers ask for none. */
-  readonly token?: string | undefined
+  /** TLS and the token. Without it: plain TCP, no token. */
+  readonly security?: ConnectionSecurity | undefined
   /** For connecting and the hello together, and the default of every request. 30 s unless told. */
   readonly deadlineMs?: number | undefined
   readonly signal?: AbortSignal | undefined
@@ -84,7 +86,6 @@ const REQUESTS_MAX_DEFAULT = 1024
 const REQUEST_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
 const QUEUE_FRAMES_MAX_DEFAULT = 64
 const QUEUE_BYTES_MAX_DEFAULT = 8 * 1024 * 1024
-const KEEP_ALIVE_MS = 10_000
 /** Kept of what was recycled. */
 const RECYCLED_BYTES_MAX = 16 * 1024 * 1024
 
@@ -107,6 +108,8 @@ export class Connection {
   /** `HOST:PORT` as dialled. */
   readonly address: string
   private readonly socket: Socket
+  /** Until then nothing of ours must leave, the token least of all. */
+  private readonly secured: Promise<void> | undefined
   private readonly reader: FrameReader
   private readonly writer = new FrameWriter()
   private readonly bulks = new BulkPool(RECYCLED_BYTES_MAX)
@@ -138,6 +141,9 @@ export class Connection {
     try {
       await connection.handshake(options)
       return connection
+    } catch (error) {
+      connection.destroy(toPalimpsestError(error))
+      throw error
     } finally {
       options.signal?.removeEventListener('abort', abort)
     }
@@ -164,37 +170,18 @@ export class Connection {
       HELLO_FRAME_BYTES_MAX,
     )
     this.writer.frameBytesMax = HELLO_FRAME_BYTES_MAX
-    // A plain TCP socket reads into memory of ours, so that a large bulk arrives in place. Views of a SharedArrayBuffer
-    // are fine there (test/unit/protocol/connection.test.ts holds it).
-    this.socket = connectSocket({
-      host: options.host,
-      port: options.port,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: KEEP_ALIVE_MS,
-      onread: {
-        buffer: () => this.reader.target(),
-        callback: bytes => {
-          try {
-            const goOn = this.reader.received(bytes)
-            if (!goOn) this.socket.pause()
-            return goOn
-          } catch (error) {
-            this.destroy(this.garbled(error))
-            return false
-          }
-        },
-      },
+    const { socket, secured } = openClientSocket(options, options.security, this.reader, {
+      garbled: error => this.destroy(this.garbled(error)),
+      lost: (kind, why, cause) => this.destroy(this.lost(why, cause, kind)),
     })
-    this.socket.on('error', error => this.destroy(this.lost(error.message, error)))
-    this.socket.on('end', () => this.destroy(this.lost('the server closed it')))
-    this.socket.on('close', () => this.destroy(this.lost('closed')))
+    this.socket = socket
+    this.secured = secured
   }
 
-  private lost(why: string, cause?: unknown): PalimpsestError {
+  private lost(why: string, cause?: unknown, kind: ErrorKind = 'retry'): PalimpsestError {
     const what =
       this.hello_ === undefined ? `cannot connect to ${this.address}` : `connection to ${this.address} lost`
-    return new PalimpsestError('retry', `${what}: ${why}`, { cause })
+    return new PalimpsestError(kind, `${what}: ${why}`, { cause })
   }
 
   /** The stream's bytes are no frames any more. */
@@ -207,6 +194,7 @@ export class Connection {
   }
 
   private handshake(options: ConnectOptions): Promise<void> {
+    const token = options.security?.token?.() ?? ''
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     const frameBytesMax = clampFrameBytes(options.frameBytesMax ?? FRAME_BYTES_MAX_DEFAULT)
     const timer = setTimeout(
@@ -225,15 +213,20 @@ export class Connection {
       this.writer.frameBytesMax = clampFrameBytes(result.frameBytesMax)
       resolve()
     }
-    this.send(0, 0, {
-      type: MessageType.Hello,
-      versionMin: PROTOCOL_VERSION,
-      versionMax: PROTOCOL_VERSION,
-      features: Feature.ZSTD,
-      frameBytesMax,
-      token: options.token ?? '',
-      software: options.software ?? 'palimpsest',
-    } as AnyMessage)
+    const sayHello = () => {
+      if (this.failure !== undefined) return
+      this.send(0, 0, {
+        type: MessageType.Hello,
+        versionMin: PROTOCOL_VERSION,
+        versionMax: PROTOCOL_VERSION,
+        features: Feature.ZSTD,
+        frameBytesMax,
+        token,
+        software: options.software ?? 'palimpsest',
+      } as AnyMessage)
+    }
+    if (this.secured === undefined) sayHello()
+    else void this.secured.then(sayHello)
     return promise
   }
 

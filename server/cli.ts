@@ -8,6 +8,7 @@ import { UsageError } from './commands/common.ts'
 import { registerDev } from './commands/dev.ts'
 import { registerExport } from './commands/export.ts'
 import { registerImport } from './commands/import.ts'
+import { registerKeys } from './commands/keys.ts'
 import { registerPage } from './commands/page.ts'
 import { registerPageServer } from './commands/pageserver.ts'
 import { registerPing } from './commands/ping.ts'
@@ -39,6 +40,7 @@ export function buildProgram(): Command {
     registerPing,
     registerSafekeeper,
     registerPageServer,
+    registerKeys,
     registerBench,
   ])
     register(program)

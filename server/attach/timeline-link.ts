@@ -8,11 +8,12 @@ import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial } from '../../protocol/dial.ts'
 import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 
 export interface ServerOptions {
   readonly connect: readonly Address[]
-  readonly token?: string | undefined
+  readonly security?: ConnectionSecurity | undefined
   readonly signal?: AbortSignal | undefined
 }
 
@@ -23,7 +24,7 @@ export interface Servers {
 }
 
 export async function openServers(options: ServerOptions): Promise<Servers> {
-  const dialOptions = { token: options.token, signal: options.signal }
+  const dialOptions = { security: options.security, signal: options.signal }
   const safekeeper = await dial(options.connect, Role.SAFEKEEPER, dialOptions)
   try {
     const pageServer = await dial(options.connect, Role.PAGESERVER, dialOptions)

@@ -3,6 +3,7 @@ import type { Command } from 'commander'
 import { checkTimelineName } from '../../protocol/ids.ts'
 import { type AttachOptions, type AttachResult, attach } from '../attach/attach.ts'
 import { AttachMetrics } from '../attach/metrics.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
 import { createLog } from '../shared/log.ts'
 import { Progress, progressMode } from '../shared/progress.ts'
 import { type AdminCommandOptions, addAdminOption, openWatch } from './admin.ts'
@@ -84,6 +85,7 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
         datadir: options.datadir,
         timeline: options.timeline,
         connect: options.connect,
+        security: openClientSecurity(options),
         once: options.once,
         live: true,
         rules: { include: options.include, exclude: options.exclude },

@@ -6,6 +6,7 @@ import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial, parseAddress, parseAddresses } from '../../protocol/dial.ts'
 import { checkTimelineName, type Lsn, parseLsn, toTimelineId } from '../../protocol/ids.ts'
 import { MessageType, type Role, type TimelineStatus } from '../../protocol/messages.ts'
+import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
 
@@ -26,13 +27,39 @@ function orWrongUsage<T>(parse: (text: string) => T): (text: string) => T {
   }
 }
 
-export interface ClientOptions {
+export interface ClientOptions extends ClientSecurityFiles {
   connect: Address[]
   json: boolean
 }
 
+/** Options for the way to a server: `openClientSecurity` reads what they name. */
+export function addClientSecurityOptions(command: Command): Command {
+  const option = (flags: string, text: string, variable: string) =>
+    command.addOption(command.createOption(flags, text).env(variable))
+  option('--token-file <FILE>', 'token or API key to show to servers', 'PALIMPSEST_TOKEN_FILE')
+  option(
+    '--tls-ca <FILE>',
+    'use TLS; servers must have a certificate of this CA ("system": of a well-known one)',
+    'PALIMPSEST_TLS_CA',
+  )
+  return command.option(
+    '--insecure-token',
+    'send the token even unencrypted to other machines: who is on the way can read and use it',
+    false,
+  )
+}
+
+/** The certificate of this process, shown by servers to clients and by clients to servers that want to see one. */
+export function addCertificateOptions(command: Command): Command {
+  const option = (flags: string, text: string, variable: string) =>
+    command.addOption(command.createOption(flags, text).env(variable))
+  option('--tls-cert <FILE>', 'own certificate, PEM', 'PALIMPSEST_TLS_CERT')
+  return option('--tls-key <FILE>', 'private key of --tls-cert, PEM', 'PALIMPSEST_TLS_KEY')
+}
+
 /** Adds the options of every command that reaches a server. */
 export function addClientOptions(command: Command): Command {
+  addCertificateOptions(addClientSecurityOptions(command))
   return command
     .option(
       '--connect <HOST:PORT[,…]>',
@@ -100,7 +127,7 @@ export async function withConnection<T>(
   role: Role,
   use: (connection: Connection) => Promise<T>,
 ): Promise<T> {
-  const connection = await dial(options.connect, role)
+  const connection = await dial(options.connect, role, { security: openClientSecurity(options) })
   try {
     return await use(connection)
   } finally {

@@ -5,7 +5,7 @@ import { startPageServer } from '../pageserver/index.ts'
 import { startSafekeeper } from '../safekeeper/safekeeper.ts'
 import { LocalObjectStore } from '../shared/object-store-local.ts'
 import { addPageServerOptions, type PageServerOptions } from './pageserver.ts'
-import { addServeOptions, type ServeOptions, serve } from './serve.ts'
+import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
 
 export function registerDev(program: Command): void {
   const command = program
@@ -30,6 +30,7 @@ export function registerDev(program: Command): void {
             dataDir: join(options.data, 'pageserver'),
             store: await LocalObjectStore.open(join(options.data, 'store')),
             safekeepers: [{ host: listener.host, port: listener.port }],
+            security: outgoingSecurity(options),
             listener,
             memoryBytes: options.memory,
             workers: options.workers,

@@ -1,6 +1,7 @@
 /** `palimpsest import`: a cold datadir, and the redo of a log file beyond it. */
 import type { Command } from 'commander'
 import { attach } from '../attach/attach.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
 import { checkTimeline, printAttachResult, withProgress } from './attach.ts'
 import { addClientOptions, type ClientOptions } from './common.ts'
 
@@ -36,6 +37,7 @@ Example:
           datadir: options.datadir,
           timeline: options.timeline,
           connect: options.connect,
+          security: openClientSecurity(options),
           once: true,
           live: false,
           redoFile: options.redo,

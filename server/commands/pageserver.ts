@@ -6,7 +6,7 @@ import type { Address } from '../../protocol/dial.ts'
 import { startPageServer } from '../pageserver/index.ts'
 import { LocalObjectStore } from '../shared/object-store-local.ts'
 import { addressesArgument, integerArgument, sizeArgument } from './common.ts'
-import { addServeOptions, type ServeOptions, serve } from './serve.ts'
+import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
 
 export interface PageServerOptions {
   memory: number
@@ -42,6 +42,7 @@ export function registerPageServer(program: Command): void {
           dataDir: options.data,
           store: await LocalObjectStore.open(options.store ?? join(options.data, 'store')),
           safekeepers: options.safekeepers,
+          security: outgoingSecurity(options),
           listener,
           memoryBytes: options.memory,
           workers: options.workers,

@@ -4,6 +4,8 @@ import type { Command } from 'commander'
 import { Connection } from '../../protocol/connection.ts'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { MessageType, roleNames } from '../../protocol/messages.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
 import { addClientOptions, type ClientOptions, integerArgument, printJson } from './common.ts'
 
 interface PingResult {
@@ -23,7 +25,8 @@ export function registerPing(program: Command): void {
       .description('ask every server of --connect whether it is there; exits 1 if one is not')
       .option('--count <N>', 'round trips to measure', integerArgument(1, 10_000), 5),
   ).action(async (options: ClientOptions & { count: number }) => {
-    const results = await Promise.all(options.connect.map(address => ping(address, options.count)))
+    const security = openClientSecurity(options)
+    const results = await Promise.all(options.connect.map(address => ping(address, options.count, security)))
     if (options.json) printJson(results)
     else
       for (const r of results)
@@ -36,11 +39,15 @@ export function registerPing(program: Command): void {
   })
 }
 
-async function ping(address: Address, count: number): Promise<PingResult> {
+async function ping(
+  address: Address,
+  count: number,
+  security: ConnectionSecurity | undefined,
+): Promise<PingResult> {
   const text = formatAddress(address)
   let connection: Connection | undefined
   try {
-    connection = await Connection.connect({ ...address, deadlineMs: 5000 })
+    connection = await Connection.connect({ ...address, security, deadlineMs: 5000 })
     const times: number[] = []
     for (let i = 0; i < count; i++) {
       const start = performance.now()

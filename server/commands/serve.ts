@@ -1,13 +1,21 @@
 /** What the server commands share: options, the listener, and a clean stop at SIGTERM or SIGINT. */
 import type { Command } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
+import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 import { Listener } from '../shared/listener.ts'
 import { createLog, type Log } from '../shared/log.ts'
+import { ServerSecurity, type ServerSecurityFiles } from '../shared/server-security.ts'
 import { type AdminCommandOptions, addAdminOption, openWatch, type Watch } from './admin.ts'
-import { addressArgument, DEFAULT_ADDRESS } from './common.ts'
+import {
+  addCertificateOptions,
+  addClientSecurityOptions,
+  addressArgument,
+  DEFAULT_ADDRESS,
+} from './common.ts'
 import { packageVersion } from './version.ts'
 
-export interface ServeOptions extends AdminCommandOptions {
+export interface ServeOptions extends AdminCommandOptions, ClientSecurityFiles, ServerSecurityFiles {
   id?: string
   data: string
   listen: Address
@@ -19,13 +27,15 @@ export function addServeOptions(command: Command, dataDefault?: string): Command
   const data = command.createOption('--data <DIR>', 'where this server keeps its files')
   if (dataDefault === undefined) data.makeOptionMandatory()
   else data.default(dataDefault)
-  return addAdminOption(command)
+  addSecurityOptions(addAdminOption(command))
+  return command
     .addOption(data)
     .option('--listen <HOST:PORT>', 'address to listen on', addressArgument, addressArgument(DEFAULT_ADDRESS))
     .option(
       '--insecure-listen',
-      'allow an address that other machines can reach, although connections are neither encrypted nor authenticated: ' +
-        'whoever reaches the port can read and write everything',
+      'allow an address that other machines can reach although TLS or proof of identity is missing. Without TLS, ' +
+        'whoever is on the way can read and change data and tokens; without tokens or client certificates, whoever ' +
+        'reaches the port can read and write everything',
       false,
     )
     .addOption(
@@ -34,6 +44,27 @@ export function addServeOptions(command: Command, dataDefault?: string): Command
         .choices(['debug', 'info', 'warn', 'error', 'silent'])
         .default('info'),
     )
+}
+
+function addSecurityOptions(command: Command): void {
+  const option = (flags: string, text: string, variable: string) =>
+    command.addOption(command.createOption(flags, text).env(variable))
+  addCertificateOptions(command)
+  option('--tls-client-ca <FILE>', 'clients must show a certificate of this CA', 'PALIMPSEST_TLS_CLIENT_CA')
+  option('--token-keys <FILE>', 'public keys of signed tokens (JSON Web Key Set)', 'PALIMPSEST_TOKEN_KEYS')
+  option('--api-keys <FILE>', 'API keys, a line each: name scopes sha256', 'PALIMPSEST_API_KEYS')
+  addClientSecurityOptions(command)
+}
+
+/**
+ * What this server brings to others that it dials: its own certificate, a CA to know them by, a token. Without a CA it
+ * speaks plain TCP to them, even if it takes TLS from its clients.
+ */
+export function outgoingSecurity(options: ServeOptions): ConnectionSecurity | undefined {
+  const { tokenFile, insecureToken, tlsCa, tlsCert, tlsKey } = options
+  return openClientSecurity(
+    tlsCa === undefined ? { tokenFile, insecureToken } : { tokenFile, insecureToken, tlsCa, tlsCert, tlsKey },
+  )
 }
 
 /** A part of a server that runs until it is closed. One that cannot go on (a failed fsync) ends the process itself. */
@@ -68,10 +99,14 @@ async function serveWatched(
   const listening = watch.readiness.pending('listener', 'not listening yet')
   const recovered = watch.readiness.pending('recovery', 'what is on disk is still being read')
   const parts: Part[] = []
+  const security = await ServerSecurity.open(options, log)
+  const reload = () => void security.reload()
+  process.on('SIGHUP', reload)
   const listener = new Listener({
     ...options.listen,
     log,
     nodeId: options.id,
+    security,
     insecureListen: options.insecureListen,
     software: `palimpsest ${packageVersion()}`,
     metrics: watch.part('listener'),
@@ -89,6 +124,8 @@ async function serveWatched(
   } finally {
     await listener.close()
     for (const part of parts.reverse()) await part.close()
+    process.off('SIGHUP', reload)
+    security.close()
   }
 }
 

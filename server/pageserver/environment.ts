@@ -1,5 +1,7 @@
 /** What all timelines of one page server share. */
+
 import type { Address } from '../../protocol/dial.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
@@ -22,6 +24,8 @@ export interface PageServerEnvironment {
   /** Writes layers: long tasks, at low priority. */
   readonly background: PageServerPool
   readonly safekeepers: readonly Address[]
+  /** Towards safekeepers. */
+  readonly security?: ConnectionSecurity | undefined
   /** Under which name the safekeeper knows this page server. */
   readonly consumer: string
   readonly log: Log

@@ -3,6 +3,7 @@ import { mkdir, rm } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import type { Address } from '../../protocol/dial.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { internalError, invalidError } from '../shared/errors.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
@@ -32,6 +33,8 @@ export interface PageServerOptions {
   readonly dataDir: string
   readonly store: ObjectStore
   readonly safekeepers: readonly Address[]
+  /** TLS and token towards the safekeepers. */
+  readonly security?: ConnectionSecurity | undefined
   readonly listener: Listener
   readonly log: Log
   readonly metrics?: MetricsSource | undefined
@@ -104,6 +107,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     foreground,
     background,
     safekeepers: options.safekeepers,
+    security: options.security,
     consumer,
     log,
     metrics,

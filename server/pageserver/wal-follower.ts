@@ -10,6 +10,7 @@ import { type Address, dial } from '../../protocol/dial.ts'
 import { BULK_WAIT } from '../../protocol/frame.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType, Role, type WalRead, type WalTrim } from '../../protocol/messages.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { RedoIngest } from './ingest.ts'
@@ -32,6 +33,7 @@ export interface FollowedTimeline {
 
 export interface WalFollowerOptions {
   readonly safekeepers: readonly Address[]
+  readonly security?: ConnectionSecurity | undefined
   /** How the safekeeper knows us: what we have made durable is kept under this name. */
   readonly consumer: string
   readonly log: Log
@@ -119,6 +121,7 @@ export class WalFollower {
   async #follow(): Promise<void> {
     const { ingest } = this.#timeline
     const connection = await dial(this.#options.safekeepers, Role.SAFEKEEPER, {
+      security: this.#options.security,
       signal: this.#stop.signal,
       deadlineMs: 10_000,
     })

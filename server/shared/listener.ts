@@ -1,29 +1,29 @@
 /**
- * The one way into a server: accepts connections and gives their requests to the services' handlers. Access control
- * and TLS belong here, for all services at once; until they come, only loopback addresses are listened on unless
- * the operator insists (`insecureListen`).
+ * The one way into a server: accepts connections and gives their requests to the services' handlers. TLS, the limits on
+ * clients that are not known yet, and who may ask for what are here, for all services at once (docs/security.md).
  */
 import { randomUUID } from 'node:crypto'
-import { createServer, isIPv4, type Server } from 'node:net'
+import { createServer, type Server, type Socket } from 'node:net'
+import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from 'node:tls'
+import { isLoopback } from '../../protocol/client-socket.ts'
 import {
   type BULK_WAIT,
   FRAME_BYTES_MAX_LEAST,
   FRAME_BYTES_MAX_MOST,
   type FrameHeader,
 } from '../../protocol/frame.ts'
-import type { Hello, Message, MessageType, Replies } from '../../protocol/messages.ts'
+import type { Message, MessageType, Replies } from '../../protocol/messages.ts'
+import { Admission, type AdmissionLimits, addressKey, type Place } from './admission.ts'
 import { invalidError, retryError } from './errors.ts'
 import { ListenerStats } from './listener-stats.ts'
 import type { Log } from './log.ts'
 import type { MetricsPart } from './metrics.ts'
-import {
-  type IncomingRequest,
-  type ListenerState,
-  type RequestContext,
-  ServerConnection,
-} from './server-connection.ts'
+import type { IncomingRequest, RequestContext } from './request-context.ts'
+import { type ListenerState, ServerConnection } from './server-connection.ts'
+import type { ServerSecurity } from './server-security.ts'
 
-export type { IncomingRequest, ReplyOptions, RequestContext } from './server-connection.ts'
+export { isLoopback } from '../../protocol/client-socket.ts'
+export type { IncomingRequest, ReplyOptions, RequestContext } from './request-context.ts'
 
 /**
  * Answers a request through `ctx.reply`, in time or later. What it throws, or its promise rejects with, becomes the
@@ -46,8 +46,7 @@ export interface Service {
   leaveBulkCheck?(header: FrameHeader, message: Message): boolean
 }
 
-export interface ListenerLimits {
-  readonly connectionsMax: number
+export interface ListenerLimits extends AdmissionLimits {
   /** Per connection: requests in flight, and bytes of their frames. */
   readonly requestsMax: number
   readonly requestBytesMax: number
@@ -59,7 +58,7 @@ export interface ListenerLimits {
   /** Bounds of what a client may ask for as its own frame limit. */
   readonly frameBytesLeast: number
   readonly frameBytesMost: number
-  /** From accept to hello. */
+  /** From accept to hello, the TLS handshake included. */
   readonly helloMs: number
   /** Without any movement, while a frame or reply is half through. */
   readonly stalledMs: number
@@ -68,7 +67,10 @@ export interface ListenerLimits {
 }
 
 export const LISTENER_LIMITS: ListenerLimits = {
+  unknownMax: 512,
+  unknownMaxPerAddress: 128,
   connectionsMax: 1024,
+  connectionsMaxPerAddress: 512,
   requestsMax: 1024,
   requestBytesMax: 64 * 1024 * 1024,
   requestBytesMaxAll: 256 * 1024 * 1024,
@@ -90,16 +92,42 @@ export interface ListenerOptions {
   readonly log: Log
   readonly nodeId?: string | undefined
   readonly software?: string | undefined
-  /** Listen on an address that others can reach although nothing is encrypted and nobody has to prove who he is. */
+  /** TLS and who the clients are. Without it: plain TCP, and everybody may do everything. The caller closes it. */
+  readonly security?: ServerSecurity | undefined
+  /** Listen on an address that others can reach although encryption, or proof of who the clients are, is missing. */
   readonly insecureListen?: boolean | undefined
-  /** Throws to refuse a client. */
-  readonly authenticate?: ((hello: Hello) => void) | undefined
   readonly metrics?: MetricsPart | undefined
 }
 
-/** 127.0.0.0/8, ::1 and localhost. */
-export function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'))
+/** Bytes that a socket holds that is not read. */
+const SOCKET_BYTES = 64 * 1024
+
+/** @throws PalimpsestError of kind invalid that says what is missing */
+function checkListen(host: string, security: ServerSecurity | undefined): void {
+  if (isLoopback(host)) return
+  const encrypted = security?.tls !== undefined
+  const identified = security?.identifies === true
+  if (encrypted && identified) return
+  const missing = [
+    ...(encrypted ? [] : ['encryption (--tls-cert and --tls-key)']),
+    ...(identified ? [] : ['proof of who the clients are (--token-keys, --api-keys or --tls-client-ca)']),
+  ]
+  throw invalidError(
+    `refusing to listen on ${host}, which other machines can reach, without ${missing.join(' and ')}. ` +
+      'Listen on 127.0.0.1, or add --insecure-listen if the network makes up for it.',
+  )
+}
+
+/** A connection before its frames are read. */
+interface Arrival {
+  readonly acceptedAtMs: number
+  /** The TLS socket, once the handshake is done. */
+  socket: Socket
+  place: Place
+}
+
+function endpointOf(socket: Socket): string {
+  return `${socket.remoteAddress ?? '?'}:${socket.remotePort ?? 0}`
 }
 
 export class Listener {
@@ -107,29 +135,30 @@ export class Listener {
   private readonly options: ListenerOptions
   private readonly log: Log
   private readonly server: Server
+  private readonly tlsServer: TlsServer | undefined
+  /** Connections within their TLS handshake, by the client's address and port. */
+  private readonly handshakes = new Map<string, Arrival>()
   private readonly services: Service[] = []
   private readonly handlers = new Map<number, { readonly handler: AnyHandler; readonly service: Service }>()
   private readonly state: ListenerState
   private started = false
 
   constructor(options: ListenerOptions) {
-    if (!isLoopback(options.host) && options.insecureListen !== true)
-      throw invalidError(
-        `refusing to listen on ${options.host}: connections are neither encrypted nor authenticated yet. ` +
-          'Listen on 127.0.0.1, or add --insecure-listen on a network that you trust.',
-      )
+    if (options.insecureListen !== true) checkListen(options.host, options.security)
     this.host = options.host
     this.options = options
     this.log = options.log
+    const limits = { ...LISTENER_LIMITS, ...options.limits }
     this.state = {
-      limits: { ...LISTENER_LIMITS, ...options.limits },
+      limits,
+      admission: new Admission(limits),
       services: this.services,
       handlers: this.handlers,
       roles: 0,
       nodeId: options.nodeId ?? randomUUID(),
       software: options.software ?? 'palimpsest',
       log: options.log,
-      authenticate: options.authenticate ?? (() => {}),
+      authenticator: options.security?.authenticator,
       stats: new ListenerStats(),
       requestBytes: 0,
       starved: new Set(),
@@ -142,19 +171,67 @@ export class Listener {
         connections: () => this.state.connections.size,
         requestBytes: () => this.state.requestBytes,
       })
-    this.server = createServer({ noDelay: true, highWaterMark: 256 * 1024 }, socket => {
-      if (this.state.connections.size >= this.state.limits.connectionsMax) {
+    this.server = createServer({ noDelay: true, highWaterMark: SOCKET_BYTES }, socket => this.accept(socket))
+    this.tlsServer = options.security?.tls === undefined ? undefined : this.openTls(options.security.tls)
+    // Who is no longer vouched for leaves now; a client that has a new token comes back with it.
+    options.security?.authenticator?.onChange(() => {
+      for (const connection of this.state.connections) connection.checkCredential()
+    })
+  }
+
+  private accept(socket: Socket): void {
+    const { stats, admission } = this.state
+    stats.accepted++
+    const arrival: Arrival = { acceptedAtMs: performance.now(), socket, place: undefined as never }
+    arrival.place = admission.enter(socket.remoteAddress, () => {
+      stats.refuse('limit')
+      const suppressed = admission.mayLog(arrival.place.address, Date.now())
+      if (suppressed !== undefined)
         this.log.warn(
-          { connections: this.state.connections.size },
-          'too many connections: one more was closed',
+          { address: arrival.place.address, suppressed },
+          'too many connections that did not say who they are: the oldest was closed',
         )
-        this.state.stats.refuse('limit')
+      arrival.socket.destroy()
+    })
+    socket.once('close', () => admission.leave(arrival.place))
+    if (this.tlsServer === undefined) this.begin(arrival)
+    else {
+      const key = endpointOf(socket)
+      this.handshakes.set(key, arrival)
+      socket.once('close', () => this.handshakes.delete(key))
+      this.tlsServer.emit('connection', socket)
+    }
+  }
+
+  private begin(arrival: Arrival): void {
+    const { socket, place, acceptedAtMs } = arrival
+    this.state.connections.add(new ServerConnection(this.state, socket, place, acceptedAtMs))
+  }
+
+  private openTls(tls: NonNullable<ServerSecurity['tls']>): TlsServer {
+    // It never listens itself: `accept` gives it the sockets, so that limits come before the first handshake byte.
+    const server = createTlsServer({ ...tls.options, handshakeTimeout: this.state.limits.helloMs })
+    tls.onChange(material => server.setSecureContext(material))
+    server.on('secureConnection', (socket: TLSSocket) => {
+      const arrival = this.handshakes.get(endpointOf(socket))
+      if (arrival === undefined || arrival.place.gone) {
         socket.destroy()
         return
       }
-      this.state.stats.accepted++
-      this.state.connections.add(new ServerConnection(this.state, socket))
+      this.handshakes.delete(endpointOf(socket))
+      arrival.socket = socket
+      this.begin(arrival)
     })
+    server.on('tlsClientError', (error: NodeJS.ErrnoException, socket: TLSSocket) => {
+      const { stats, admission } = this.state
+      const peer = endpointOf(socket)
+      if (this.handshakes.has(peer)) stats.refuse('handshake')
+      const suppressed = admission.mayLog(addressKey(socket.remoteAddress), Date.now())
+      if (suppressed !== undefined)
+        this.log.warn({ peer, suppressed, reason: error.code ?? error.message }, 'TLS handshake failed')
+      socket.destroy()
+    })
+    return server
   }
 
   /** Before or after `listen`: the process's parts add themselves as they become ready. */
@@ -207,6 +284,7 @@ export class Listener {
     if (this.started) this.server.close(() => resolve())
     else resolve()
     for (const connection of this.state.connections) connection.destroy()
+    for (const arrival of this.handshakes.values()) arrival.socket.destroy()
     await promise
   }
 }

@@ -14,7 +14,6 @@ import {
   FrameWriter,
   HELLO_FRAME_BYTES_MAX,
 } from '../../protocol/frame.ts'
-import type { TimelineId } from '../../protocol/ids.ts'
 import {
   type AnyMessage,
   Feature,
@@ -23,13 +22,17 @@ import {
   MessageType,
   messageName,
   PROTOCOL_VERSION,
-  type ReplyMessage,
   roleNames,
 } from '../../protocol/messages.ts'
+import type { Admission, Place } from './admission.ts'
+import { authorize, ImportSessionsBegun } from './authorize.ts'
 import { internalError, MalformedError, PalimpsestError, toPalimpsestError } from './errors.ts'
 import type { AnyHandler, ListenerLimits, Service } from './listener.ts'
 import type { ListenerStats, RequestOutcome } from './listener-stats.ts'
 import type { Log } from './log.ts'
+import { type ReplyOptions, RequestContext } from './request-context.ts'
+import { EVERYBODY, type Principal } from './scopes.ts'
+import type { Authenticator } from './server-security.ts'
 
 /** What the connections of one listener share. */
 export interface ListenerState {
@@ -40,7 +43,9 @@ export interface ListenerState {
   readonly nodeId: string
   readonly software: string
   readonly log: Log
-  authenticate(hello: Hello): void
+  readonly admission: Admission
+  /** Without it everybody may do everything. */
+  readonly authenticator: Authenticator | undefined
   readonly stats: ListenerStats
   /** Bytes of requests in flight over all connections, bulks that are still being received included. */
   requestBytes: number
@@ -50,138 +55,17 @@ export interface ListenerState {
   wallTimeUs(): number
 }
 
-export interface IncomingRequest<M> {
-  readonly message: M
-  /** Belongs to the handler. Empty if there is none. */
-  readonly bulk: Uint8Array
-  readonly header: FrameHeader
-}
-
-export interface ReplyOptions {
-  /** Must not change until it was sent: `sent` tells. */
-  readonly bulk?: Uint8Array | readonly Uint8Array[] | undefined
-  /** CRC-32C of the bulk, from whoever made the bytes; else it is computed here. */
-  readonly bulkCrc?: number | undefined
-  /** More frames of this answer follow. */
-  readonly more?: boolean | undefined
-  readonly compress?: boolean | undefined
-  /** Called once when the bulk's memory is no longer needed: the kernel has it, or the connection is gone. */
-  readonly sent?: (() => void) | undefined
-}
-
-/** Bytes a stream may send before it lets others have their turn. */
-const TURN_BYTES = 2 * 1024 * 1024
-
-/** One request, as its handler sees it. */
-export class RequestContext {
-  readonly connection: ServerConnection
-  readonly requestId: number
-  readonly type: number
-  /** Counted against the limits until the last reply. */
-  readonly bytes: number
-  /** That the request is about, if it names one: for logs. */
-  readonly timeline: TimelineId | undefined
-  private done_ = false
-  private abort: AbortController | undefined
-  private abortReason: PalimpsestError | undefined
-  private turnBytes = 0
-
-  constructor(connection: ServerConnection, requestId: number, message: Message, bytes: number) {
-    this.connection = connection
-    this.requestId = requestId
-    this.type = message.type
-    this.bytes = bytes
-    this.timeline = 'timeline' in message ? (message.timeline as TimelineId | undefined) : undefined
-  }
-
-  /** True once the last reply was given or the connection is gone: nothing more can be said. */
-  get done(): boolean {
-    return this.done_
-  }
-
-  /** Aborted when the connection is gone or the client cancelled; long-running handlers listen to it. */
-  get closed(): AbortSignal {
-    if (this.abort === undefined) {
-      this.abort = new AbortController()
-      if (this.abortReason !== undefined) this.abort.abort(this.abortReason)
-    }
-    return this.abort.signal
-  }
-
-  /** Largest bulk that certainly fits in one reply to this peer, with 64 KiB of head beside it. */
-  get bulkBytesMax(): number {
-    return this.connection.bulkBytesMax
-  }
-
-  /** False when so much waits to be sent that a handler with more to say should `await drain()` first. */
-  get writable(): boolean {
-    return this.connection.writable
-  }
-
-  /** Sends a reply; ignored (but for `sent`) when the connection is gone or the last reply was given. */
-  reply(message: ReplyMessage, options: ReplyOptions = {}): void {
-    if (this.done_) {
-      options.sent?.()
-      return
-    }
-    const more = options.more === true
-    if (!more) this.finish()
-    const flags = FrameFlag.REPLY | (more ? FrameFlag.MORE : 0)
-    try {
-      this.turnBytes += this.connection.send(this.requestId, flags, message, options)
-    } catch (error) {
-      // Too large for the peer, or not encodable: the peer must hear something.
-      options.sent?.()
-      if (more) this.finish()
-      const known = toPalimpsestError(error, `answer to ${messageName(this.type)}`)
-      this.connection.sendError(this.requestId, known)
-      this.connection.settled(this, known.kind)
-    }
-    if (!more) this.connection.settled(this, 'ok')
-  }
-
-  /** Ends the request with an error. */
-  error(thrown: unknown): void {
-    if (this.done_) return
-    const error = toPalimpsestError(thrown)
-    const { log } = this.connection
-    const fields = { request: messageName(this.type), timeline: this.timeline, lsn: error.lsn }
-    if (error.kind === 'internal') log.error({ err: thrown, kind: error.kind, ...fields }, 'request failed')
-    else log.debug({ kind: error.kind, reason: error.message, ...fields }, 'request refused')
-    this.finish()
-    this.connection.sendError(this.requestId, error)
-    this.connection.settled(this, error.kind)
-  }
-
-  /**
-   * Resolves when there is room for more, and lets other connections have their turn now and then. A handler that
-   * sends a stream awaits it before each frame. Check `done` after it.
-   */
-  async drain(): Promise<void> {
-    if (!this.connection.writable) await this.connection.whenWritable()
-    if (this.turnBytes >= TURN_BYTES) {
-      this.turnBytes = 0
-      await new Promise(resolve => setImmediate(resolve))
-    }
-  }
-
-  /** For the connection: the client cancelled, or is gone. */
-  cancel(reason: PalimpsestError, gone: boolean): void {
-    this.abortReason = reason
-    if (gone) this.done_ = true
-    this.abort?.abort(reason)
-  }
-
-  private finish(): void {
-    this.done_ = true
-  }
-}
+/** Longest time that a timer takes. */
+const TIMER_MS_MAX = 2 ** 31 - 1
 
 export class ServerConnection {
   readonly peer: string
-  readonly log: Log
+  log: Log
   private readonly state: ListenerState
   private readonly socket: Socket
+  private readonly place: Place
+  private principal: Principal = EVERYBODY
+  private readonly imports = new ImportSessionsBegun()
   private readonly reader: FrameReader
   private readonly writer = new FrameWriter()
   private readonly inFlight = new Map<number, RequestContext>()
@@ -190,16 +74,21 @@ export class ServerConnection {
   private receivingBytes = 0
   private features = 0
   private ready = false
+  /** Nothing is read until it is known whose connection this is. */
+  private authenticating = false
   private corked = false
   private inEvent = false
   private gone = false
   private closing = false
   private readonly writableWaiters: (() => void)[] = []
-  private readonly helloTimer: NodeJS.Timeout
+  /** Until the hello: how long it may take; after it: the end of the credential. */
+  private timer: NodeJS.Timeout
 
-  constructor(state: ListenerState, socket: Socket) {
+  /** `acceptedAtMs` in performance.now() milliseconds. */
+  constructor(state: ListenerState, socket: Socket, place: Place, acceptedAtMs: number) {
     this.state = state
     this.socket = socket
+    this.place = place
     this.peer = `${socket.remoteAddress ?? '?'}:${socket.remotePort ?? 0}`
     this.log = state.log.child({ peer: this.peer })
     this.writer.frameBytesMax = HELLO_FRAME_BYTES_MAX
@@ -213,9 +102,9 @@ export class ServerConnection {
       },
       HELLO_FRAME_BYTES_MAX,
     )
-    this.helloTimer = setTimeout(
+    this.timer = setTimeout(
       () => this.giveUp(new PalimpsestError('invalid', 'no hello in time'), 0),
-      state.limits.helloMs,
+      Math.max(0, acceptedAtMs + state.limits.helloMs - performance.now()),
     )
     socket.setNoDelay(true)
     socket.setKeepAlive(true, state.limits.keepAliveMs)
@@ -260,7 +149,8 @@ export class ServerConnection {
       state.starved.add(this)
       return BULK_WAIT
     }
-    const target = state.handlers.get(header.type)?.service.bulkTarget?.(header, message)
+    const service = this.mayAsk(message) ? state.handlers.get(header.type)?.service : undefined
+    const target = service?.bulkTarget?.(header, message)
     if (target !== BULK_WAIT) {
       this.receivingBytes = header.bulkBytes
       state.requestBytes += header.bulkBytes
@@ -309,9 +199,25 @@ export class ServerConnection {
     if (this.isOverLimit) this.reader.stop()
   }
 
+  /** A service does not even set memory aside for a request that will be refused. */
+  private mayAsk(message: Message): boolean {
+    try {
+      authorize(this.principal, message, this.imports)
+      return true
+    } catch {
+      return false
+    }
+  }
+
   private dispatch(context: RequestContext, frame: Frame): void {
     if (frame.message.type === MessageType.Ping) {
       context.reply({ type: MessageType.Pong, wallTimeUs: this.state.wallTimeUs() })
+      return
+    }
+    try {
+      context.filter = authorize(this.principal, frame.message, this.imports)
+    } catch (error) {
+      context.error(error)
       return
     }
     const entry = this.state.handlers.get(frame.message.type)
@@ -352,8 +258,56 @@ export class ServerConnection {
           'use the same release on both sides',
         true,
       )
-    this.state.authenticate(message)
-    clearTimeout(this.helloTimer)
+    const { authenticator } = this.state
+    if (authenticator === undefined) {
+      this.welcome(header, message, EVERYBODY)
+      return
+    }
+    let principal: Principal | Promise<Principal>
+    try {
+      principal = authenticator.authenticate(message.token)
+    } catch (error) {
+      this.refuseCredential(toPalimpsestError(error))
+      return
+    }
+    if (principal instanceof Promise) {
+      this.authenticating = true
+      this.reader.stop()
+      principal.then(
+        known => {
+          this.authenticating = false
+          if (this.gone || this.closing) return
+          this.welcome(header, message, known)
+          this.resumeReading()
+        },
+        error => this.refuseCredential(toPalimpsestError(error)),
+      )
+    } else this.welcome(header, message, principal)
+  }
+
+  /** A wrong credential: says so, later the more often that address is wrong. */
+  private refuseCredential(error: PalimpsestError): void {
+    if (this.gone || this.closing) return
+    this.authenticating = true
+    this.reader.stop()
+    this.socket.pause()
+    clearTimeout(this.timer)
+    const delayMs = this.state.admission.failed(this.place, Date.now())
+    if (delayMs === 0) this.giveUp(error, 0)
+    else this.timer = setTimeout(() => this.giveUp(error, 0), delayMs)
+  }
+
+  private welcome(header: FrameHeader, message: Hello, principal: Principal): void {
+    const noRoom = this.state.admission.promote(this.place)
+    if (noRoom !== undefined) {
+      this.state.stats.refuse('limit')
+      this.giveUp(new PalimpsestError('retry', noRoom), 0)
+      return
+    }
+    clearTimeout(this.timer)
+    this.principal = principal
+    if (principal !== EVERYBODY) this.log = this.log.child({ client: principal.name })
+    this.armExpiry()
     const { limits } = this.state
     this.ready = true
     this.features = message.features & Feature.ZSTD
@@ -370,6 +324,34 @@ export class ServerConnection {
     this.writer.frameBytesMax = Math.min(
       Math.max(message.frameBytesMax, limits.frameBytesLeast),
       limits.frameBytesMost,
+    )
+  }
+
+  private armExpiry(): void {
+    const { expiresAtMs } = this.principal
+    if (expiresAtMs === undefined) return
+    const leftMs = expiresAtMs - Date.now()
+    if (leftMs <= 0) {
+      this.giveUp(
+        new PalimpsestError(
+          'retry',
+          `the token of "${this.principal.name}" has expired; connect with a new one`,
+        ),
+        0,
+      )
+      return
+    }
+    this.timer = setTimeout(() => this.armExpiry(), Math.min(leftMs, TIMER_MS_MAX))
+    this.timer.unref()
+  }
+
+  /** Keys changed: ends the connection if nothing vouches for its client any more. */
+  checkCredential(): void {
+    if (!this.ready || this.state.authenticator === undefined) return
+    if (this.state.authenticator.isCurrent(this.principal)) return
+    this.giveUp(
+      new PalimpsestError('retry', `the key of "${this.principal.name}" was withdrawn; connect with another`),
+      0,
     )
   }
 
@@ -455,6 +437,7 @@ export class ServerConnection {
   private get isOverLimit(): boolean {
     const { limits } = this.state
     return (
+      this.authenticating ||
       this.inFlight.size >= limits.requestsMax ||
       this.inFlightBytes >= limits.requestBytesMax ||
       !this.writable
@@ -491,7 +474,9 @@ export class ServerConnection {
   /** Says why, if it can, and closes. */
   private giveUp(error: PalimpsestError, requestId: number): void {
     if (this.closing || this.gone) return
-    this.log.warn({ kind: error.kind, reason: error.message }, 'connection refused')
+    const suppressed = this.state.admission.mayLog(this.place.address, Date.now())
+    if (suppressed !== undefined)
+      this.log.warn({ kind: error.kind, reason: error.message, suppressed }, 'connection refused')
     this.state.stats.refuse(this.ready ? 'frame' : 'handshake')
     this.sendError(requestId, error)
     this.closing = true
@@ -507,7 +492,7 @@ export class ServerConnection {
 
   private onClose(): void {
     this.gone = true
-    clearTimeout(this.helloTimer)
+    clearTimeout(this.timer)
     const reason = new PalimpsestError('retry', `connection from ${this.peer} is gone`)
     for (const context of this.inFlight.values()) {
       this.state.requestBytes -= context.bytes

@@ -15,6 +15,7 @@ const ALLOWED: Record<string, string[]> = {
   'server/pageserver/': ['server/shared/', 'parser/', 'protocol/'],
   'server/datadir/': ['server/shared/', 'parser/', 'protocol/'],
   'server/attach/': ['server/datadir/', 'server/shared/', 'parser/', 'protocol/'],
+  'server/keys/': ['server/shared/'],
   'server/commands/': ['server/', 'bench/', 'parser/', 'protocol/'],
   'server/cli.ts': ['server/commands/'],
 }

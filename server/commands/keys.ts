@@ -1,0 +1,229 @@
+/** `palimpsest keys`: a development CA, certificates of nodes, tokens and API keys (docs/security.md). */
+import { appendFile, chmod, readFile, stat } from 'node:fs/promises'
+import { isIP } from 'node:net'
+import { join } from 'node:path'
+import { type Command, InvalidArgumentError } from 'commander'
+import { PRIVATE, PUBLIC, writeNew } from '../keys/key-files.ts'
+import { ApiKeys, apiKeyLine, makeApiKey } from '../shared/api-keys.ts'
+import { CREDENTIAL_NAME, parseScopes } from '../shared/scopes.ts'
+import { makeSigningKey, parseKeySet, publicJwk, readSigningKey, signToken } from '../shared/tokens.ts'
+import { integerArgument, printJson, UsageError } from './common.ts'
+
+const LOCAL_HOSTS = ['localhost', '127.0.0.1', '::1']
+const HOUR_MS = 3600_000
+
+export function registerKeys(program: Command): void {
+  const keys = program
+    .command('keys')
+    .description('make certificates, tokens and API keys')
+    .addHelpText(
+      'after',
+      `
+Nothing is overwritten; private files have mode 0600. Certificates are for development: in production, take
+those of your own CA.
+
+Example: TLS and two tokens for one machine
+  palimpsest keys ca --out keys
+  palimpsest keys node local --ca keys
+  palimpsest keys token-key --out keys
+  palimpsest keys token me --key keys/token.key --scope admin --out keys/me.token
+  palimpsest keys token ps1 --key keys/token.key --scope pageserver --out keys/ps1.token
+  palimpsest dev --tls-cert keys/local.pem --tls-key keys/local.key --token-keys keys/token-keys.json \\
+                 --tls-ca keys/ca.pem --token-file keys/ps1.token
+  palimpsest status --tls-ca keys/ca.pem --token-file keys/me.token`,
+    )
+
+  jsonOption(
+    keys
+      .command('ca')
+      .description('a CA: DIR/ca.pem, and its private key DIR/ca.key')
+      .requiredOption('--out <DIR>', 'where to write')
+      .option('--name <NAME>', 'shown in certificates', 'Palimpsest development CA')
+      .option('--days <N>', 'valid for', integerArgument(1, 36_500), 3650),
+  ).action(async (options: { out: string; name: string; days: number; json: boolean }) => {
+    const { makeCa } = await import('../keys/certificates.ts')
+    const pair = await makeCa(options.name, options.days)
+    const files = { key: join(options.out, 'ca.key'), cert: join(options.out, 'ca.pem') }
+    await writeNew(files.key, pair.key, PRIVATE)
+    await writeNew(files.cert, pair.cert, PUBLIC)
+    report(options.json, files, `${files.cert} (give it to everybody) and ${files.key} (keep it to yourself)`)
+  })
+
+  jsonOption(
+    keys
+      .command('node')
+      .argument('<name>', 'name of the node or client', nameArgument)
+      .description('a certificate for a server or a client, signed by a CA of "keys ca": NAME.pem, NAME.key')
+      .requiredOption('--ca <DIR>', 'directory of ca.pem and ca.key')
+      .option(
+        '--host <HOST[,HOST…]>',
+        `names and IP addresses that it is reached under (default: ${LOCAL_HOSTS.join(', ')})`,
+        hostsArgument,
+        LOCAL_HOSTS,
+      )
+      .option('--out <DIR>', 'where to write (default: the directory of --ca)')
+      .option('--days <N>', 'valid for', integerArgument(1, 36_500), 365)
+      .option(
+        '--renew',
+        'replace NAME.pem and NAME.key; a running server takes the new ones by itself',
+        false,
+      ),
+  ).action(
+    async (
+      name: string,
+      options: { ca: string; host: string[]; out?: string; days: number; renew: boolean; json: boolean },
+    ) => {
+      const ca = { cert: await text(join(options.ca, 'ca.pem')), key: await text(join(options.ca, 'ca.key')) }
+      const { makeNodeCertificate } = await import('../keys/certificates.ts')
+      const pair = await makeNodeCertificate(ca, name, options.host, options.days)
+      const out = options.out ?? options.ca
+      const files = { key: join(out, `${name}.key`), cert: join(out, `${name}.pem`) }
+      await writeNew(files.key, pair.key, PRIVATE, options.renew)
+      await writeNew(files.cert, pair.cert, PUBLIC, options.renew)
+      report(
+        options.json,
+        { ...files, hosts: options.host },
+        `${files.cert} and ${files.key}, for ${options.host.join(', ')}`,
+      )
+    },
+  )
+
+  jsonOption(
+    keys
+      .command('token-key')
+      .description('a key that signs tokens: DIR/token.key; its public half is added to DIR/token-keys.json')
+      .requiredOption('--out <DIR>', 'where to write'),
+  ).action(async (options: { out: string; json: boolean }) => {
+    const files = { key: join(options.out, 'token.key'), keySet: join(options.out, 'token-keys.json') }
+    const before = await textIfThere(files.keySet)
+    const others = before === undefined ? [] : parseKeySet(before, files.keySet).keys
+    const pem = makeSigningKey()
+    const jwk = await publicJwk(readSigningKey(pem, files.key))
+    await writeNew(files.key, pem, PRIVATE)
+    const set = `${JSON.stringify({ keys: [...others, jwk] }, null, 2)}\n`
+    await writeNew(files.keySet, set, PUBLIC, before !== undefined)
+    report(
+      options.json,
+      { ...files, keyId: jwk.kid },
+      `${files.key} (signs tokens) and ${files.keySet} (for servers: --token-keys)`,
+    )
+  })
+
+  jsonOption(
+    keys
+      .command('token')
+      .argument('<name>', 'whose token it is; shown in logs', nameArgument)
+      .description('a signed token')
+      .requiredOption('--key <FILE>', 'token.key of "keys token-key"')
+      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes, [])
+      .option('--days <N>', 'valid for so many days (default: 30)', integerArgument(1, 3650))
+      .option('--hours <N>', 'valid for so many hours', integerArgument(1, 87_600))
+      .option('--out <FILE>', 'write it to a file; otherwise to stdout'),
+  ).action(
+    async (
+      name: string,
+      options: {
+        key: string
+        scope: string[]
+        days?: number
+        hours?: number
+        out?: string
+        json: boolean
+      },
+    ) => {
+      if (options.days !== undefined && options.hours !== undefined)
+        throw new UsageError('give --days or --hours, not both')
+      const hours = options.hours ?? (options.days ?? 30) * 24
+      const expiresAtMs = Date.now() + hours * HOUR_MS
+      const key = readSigningKey(await text(options.key), options.key)
+      const token = await signToken(key, { name, scopes: options.scope, expiresAtMs })
+      const about = { name, scopes: options.scope, expires: new Date(expiresAtMs).toISOString() }
+      await handOut(token, options, about)
+    },
+  )
+
+  jsonOption(
+    keys
+      .command('api-key')
+      .argument('<name>', 'whose key it is; shown in logs', nameArgument)
+      .description("an API key; a line with its hash is added to the server's file")
+      .requiredOption('--file <FILE>', 'file for the server (--api-keys); made if there is none')
+      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes, [])
+      .option('--out <FILE>', 'write the key to a file; otherwise to stdout, this once'),
+  ).action(async (name: string, options: { file: string; scope: string[]; out?: string; json: boolean }) => {
+    const key = makeApiKey()
+    const line = apiKeyLine(name, options.scope, key)
+    const before = (await textIfThere(options.file)) ?? ''
+    const start = before === '' || before.endsWith('\n') ? '' : '\n'
+    // Refuses a name that is there already, and a file that the server would refuse.
+    new ApiKeys(before + start + line, options.file)
+    await handOut(key, options, { name, scopes: options.scope })
+    await appendFile(options.file, start + line, { mode: PRIVATE })
+    if (before === '') await chmod(options.file, PRIVATE)
+  })
+}
+
+const SCOPE_HELP =
+  'admin, peer, pageserver, read:ID, write:ID, read:* or write:* (ID: of a timeline); repeat for several'
+
+function jsonOption(command: Command): Command {
+  return command.option('--json', 'machine-readable output', false)
+}
+
+function nameArgument(value: string): string {
+  if (!CREDENTIAL_NAME.test(value))
+    throw new InvalidArgumentError(
+      'a name has 1 to 64 of A-Z a-z 0-9 _ . @ - and begins with a letter or digit.',
+    )
+  return value
+}
+
+function hostsArgument(value: string): string[] {
+  const hosts = value.split(',').map(host => host.trim())
+  for (const host of hosts)
+    if (isIP(host) === 0 && !/^(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})$/.test(host))
+      throw new InvalidArgumentError(`"${host}" is neither a host name nor an IP address.`)
+  return hosts
+}
+
+function collectScopes(value: string, all: string[]): string[] {
+  try {
+    return [...all, ...parseScopes(value)]
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message)
+  }
+}
+
+async function text(file: string): Promise<string> {
+  try {
+    return await readFile(file, 'utf8')
+  } catch (error) {
+    throw new Error(`cannot read ${file}: ${(error as NodeJS.ErrnoException).code}`)
+  }
+}
+
+async function textIfThere(file: string): Promise<string | undefined> {
+  const there = await stat(file).catch(() => undefined)
+  return there === undefined ? undefined : await text(file)
+}
+
+/** A secret goes to a file, or to stdout alone on its line so that it can be piped. */
+async function handOut(
+  secret: string,
+  options: { out?: string; json: boolean },
+  about: { name: string; scopes: string[]; expires?: string },
+): Promise<void> {
+  if (options.out !== undefined) await writeNew(options.out, `${secret}\n`, PRIVATE)
+  if (options.json)
+    printJson({ ...about, ...(options.out === undefined ? { secret } : { file: options.out }) })
+  else if (options.out === undefined) process.stdout.write(`${secret}\n`)
+  else {
+    const until = about.expires === undefined ? '' : `, valid until ${about.expires}`
+    console.log(`${options.out} for ${about.name}: ${about.scopes.join(' ')}${until}`)
+  }
+}
+
+function report(json: boolean, files: Record<string, unknown>, line: string): void {
+  if (json) printJson(files)
+  else console.log(line)
+}
