@@ -15,6 +15,7 @@ export type Result = {
   perSecond: number
   /** Latency of one operation, in microseconds. */
   latencyUsP50?: number
+  latencyUsP95?: number
   latencyUsP99?: number
   /** Anything else worth a column of its own in the JSON. */
   extra?: Record<string, number | string>
@@ -81,8 +82,9 @@ export class Report {
   private toTable(): string {
     const { title, unit, references } = this.options
     const latency = this.results.some(result => result.latencyUsP50 !== undefined)
+    const p95 = this.results.some(result => result.latencyUsP95 !== undefined)
     const head = ['', '', unit]
-    if (latency) head.push('p50 µs', 'p99 µs')
+    if (latency) head.push('p50 µs', ...(p95 ? ['p95 µs'] : []), 'p99 µs')
     head.push(...references.map(({ heading }) => heading))
     const table = new Table({
       head,
@@ -92,7 +94,9 @@ export class Report {
     let group = ''
     for (const result of this.results) {
       const row = [result.group === group ? '' : result.group, result.subject, short(result.perSecond)]
-      if (latency) row.push(short(result.latencyUsP50), short(result.latencyUsP99))
+      if (latency) row.push(short(result.latencyUsP50))
+      if (p95) row.push(short(result.latencyUsP95))
+      if (latency) row.push(short(result.latencyUsP99))
       for (const { subject } of references) {
         const ratio = this.ratio(result, subject)
         row.push(ratio === undefined || subject === result.subject ? '' : `${ratio.toFixed(2)} ×`)
@@ -231,6 +235,14 @@ export function startChild(
       reject(new Error(`${script} ended (${signal ?? `exit code ${code}`}) before it was ready\n${errors}`))
     })
   })
+}
+
+/** Has a process end with the benchmark, at the latest. */
+export function adoptChild(child: ChildProcess): ChildProcess {
+  children.add(child)
+  child.once('exit', () => children.delete(child))
+  child.once('error', () => children.delete(child))
+  return child
 }
 
 /** Asks a process to end and waits until it has. */
