@@ -13,6 +13,8 @@ export interface ClientSocketEvents {
   /** The reader threw: the stream is not what the protocol says. */
   garbled(error: unknown): void
   lost(kind: ErrorKind, why: string, cause?: unknown): void
+  /** Whether the server has said anything. */
+  heard(): boolean
 }
 
 export interface ClientSocket {
@@ -28,6 +30,12 @@ export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'))
 }
 
+/** What may be behind it when a server closes without a word: over plain TCP, over TLS. */
+const SILENT_HINT = [
+  ' without a word; if it speaks TLS, give --tls-ca FILE',
+  ' without a word; perhaps another CA signed the client certificate than the one it knows',
+]
+
 /** @throws PalimpsestError of kind invalid if the token must not go there, or TLS cannot be set up */
 export function openClientSocket(
   address: { readonly host: string; readonly port: number },
@@ -41,6 +49,7 @@ export function openClientSocket(
       'invalid',
       `not sending the token to ${host}:${port} unencrypted: give --tls-ca, or --insecure-token on a network that encrypts by itself`,
     )
+  const tls = security?.tls !== undefined
   const { socket, secured } = security?.tls
     ? openTls(host, port, security.tls(), reader, events)
     : openPlain(host, port, reader, events)
@@ -48,13 +57,9 @@ export function openClientSocket(
     const { kind, why } = explain(error, host)
     events.lost(kind, why, error)
   })
-  socket.on('end', () => {
-    const silent = socket.bytesRead === 0 && !security?.tls
-    events.lost(
-      'retry',
-      `the server closed it${silent ? ' without a word; if it speaks TLS, give --tls-ca FILE' : ''}`,
-    )
-  })
+  socket.on('end', () =>
+    events.lost('retry', `the server closed it${events.heard() ? '' : SILENT_HINT[+tls]}`),
+  )
   socket.on('close', () => events.lost('retry', 'closed'))
   return { socket, secured }
 }

@@ -173,6 +173,7 @@ export class Connection {
     const { socket, secured } = openClientSocket(options, options.security, this.reader, {
       garbled: error => this.destroy(this.garbled(error)),
       lost: (kind, why, cause) => this.destroy(this.lost(why, cause, kind)),
+      heard: () => this.hello_ !== undefined,
     })
     this.socket = socket
     this.secured = secured
