@@ -6,7 +6,7 @@
  * How a component takes part, in a few lines:
  *
  *     constructor(options: { …; metrics?: MetricsPart }) {
- *       const part = options.metrics ?? NO_METRICS                      // commands pass metrics.part('safekeeper')
+ *       const part = options.metrics ?? NO_METRICS          // its command passes watch.part('safekeeper'), see serve.ts
  *       // What happens: counted when it happens.
  *       this.#syncSeconds = part.histogram('sync_seconds', 'fdatasync of the log', DISK_SECONDS)
  *       this.#elections = part.counter('elections_total', 'elections this node began')
@@ -21,7 +21,7 @@
  *
  * Names are `palimpsest_<part>_<what>_<unit>`, checked here, in one place: the unit is the last word (seconds, bytes, lsn,
  * or the plural of what is counted); counters, and only they, end in `_total`. docs/operations.md has the table of all
- * of them, and a test holds the two together. Process metrics (`process_*`, `nodejs_*`) have prom-client's names.
+ * of them, and a test holds the two together: a new metric needs its row there. Process metrics (`process_*`, `nodejs_*`) have prom-client's names.
  *
  * How many series there are is bounded twice. What is told per timeline is told of the first `TIMELINES_MAX` of them, in the
  * order in which the process came to know them, so that a series does not come and go; sums and maxima over all
@@ -168,13 +168,10 @@ export class Metrics implements MetricsSource {
     return {
       counter: (name, help, labels = []) => {
         const metric = new prom.Counter({ ...this.#named(part, name, 'counter', labels, help), registers })
-        const admitted = this.#bounded()
-        return {
-          add: (by, ...values) => {
-            if (labels.length === 0) metric.inc(by)
-            else if (admitted(values)) metric.labels(...values).inc(by)
-          },
-        }
+        const child = this.#bounded(values => metric.labels(...values))
+        return labels.length === 0
+          ? { add: by => metric.inc(by) }
+          : { add: (by, ...values) => child(values)?.inc(by) }
       },
       histogram: (name, help, buckets, labels = []) => {
         const metric = new prom.Histogram({
@@ -182,13 +179,10 @@ export class Metrics implements MetricsSource {
           buckets: [...buckets],
           registers,
         })
-        const admitted = this.#bounded()
-        return {
-          observe: (value, ...values) => {
-            if (labels.length === 0) metric.observe(value)
-            else if (admitted(values)) metric.labels(...values).observe(value)
-          },
-        }
+        const child = this.#bounded(values => metric.labels(...values))
+        return labels.length === 0
+          ? { observe: value => metric.observe(value) }
+          : { observe: (value, ...values) => child(values)?.observe(value) }
       },
       sampledCounter: (name, help, labels, sample) => {
         const dropped = this.#dropped
@@ -229,18 +223,20 @@ export class Metrics implements MetricsSource {
     return { name: full, help, labelNames: [...labels] }
   }
 
-  /** Whether a combination of labels is a known one, or there is room for a further one. */
-  #bounded(): (values: readonly string[]) => boolean {
-    const known = new Set<string>()
+  /** Finds the series of a combination of labels, or makes it while there is room for a further one. */
+  #bounded<T>(make: (values: readonly string[]) => T): (values: readonly string[]) => T | undefined {
+    const series = new Map<string, T>()
     return values => {
       const key = values.length === 1 ? values[0]! : values.join('\0')
-      if (known.has(key)) return true
-      if (known.size >= SERIES_MAX) {
+      const known = series.get(key)
+      if (known !== undefined) return known
+      if (series.size >= SERIES_MAX) {
         this.#dropped.add(1)
-        return false
+        return undefined
       }
-      known.add(key)
-      return true
+      const made = make(values)
+      series.set(key, made)
+      return made
     }
   }
 }
