@@ -34,7 +34,7 @@ const INTERESTING = [
 ]
 
 /** Mulberry32: small, seedable, good enough to choose damage by. */
-function makeRandom(seed: number): (below: number) => number {
+export function makeRandom(seed: number): (below: number) => number {
   let state = seed | 0
   return below => {
     state = (state + 0x6d2b79f5) | 0
@@ -43,10 +43,10 @@ function makeRandom(seed: number): (below: number) => number {
     return ((z ^ (z >>> 14)) >>> 0) % below
   }
 }
-type Random = ReturnType<typeof makeRandom>
+export type Random = ReturnType<typeof makeRandom>
 
 /** The frames of all samples, some compressed. */
-const CORPUS: readonly Buffer[] = SAMPLES.flatMap((sample, i) =>
+export const FRAME_CORPUS: readonly Buffer[] = SAMPLES.flatMap((sample, i) =>
   [false, true]
     .filter(compress => !compress || sample.bulk !== undefined)
     .map(compress =>
@@ -70,7 +70,7 @@ function seal(frame: Buffer, random: Random): void {
   frame.writeUInt32LE(crc32c(frame, 8, end), 4)
 }
 
-function damage(frame: Buffer, random: Random): Buffer {
+export function damage(frame: Buffer, random: Random): Buffer {
   let out = Buffer.from(frame)
   for (let i = random(3); i >= 0; i--) {
     const at = random(out.length || 1)
@@ -93,7 +93,8 @@ function damage(frame: Buffer, random: Random): Buffer {
         out = Buffer.concat([out.subarray(0, at), out.subarray(Math.max(0, at - random(16)))])
         break
       case 5:
-        if (out.length >= 18) out.writeUInt16LE(CORPUS[random(CORPUS.length)]!.readUInt16LE(16), 16)
+        if (out.length >= 18)
+          out.writeUInt16LE(FRAME_CORPUS[random(FRAME_CORPUS.length)]!.readUInt16LE(16), 16)
         break
       default:
         if (out.length > 40) out.fill(random(256), 40 + random(out.length - 40), out.length)
@@ -186,7 +187,7 @@ export function fuzzFrames(
   const counters = { cases: 0, accepted: 0, refused: 0, fatal: 0 }
   while (!enough(counters)) {
     const frames = Array.from({ length: 1 + random(4) }, () => {
-      const frame = CORPUS[random(CORPUS.length)]!
+      const frame = FRAME_CORPUS[random(FRAME_CORPUS.length)]!
       return random(3) === 0 ? frame : damage(frame, random)
     })
     const stream = Buffer.concat(frames)

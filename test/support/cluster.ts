@@ -1,7 +1,7 @@
 /** Palimpsest as its users run it: processes started from the command line, for tests with a real server. */
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -96,6 +96,20 @@ export class Cluster {
   get addresses(): { host: string; port: number }[] {
     const [host, port] = this.#listen.split(':')
     return [{ host: host!, port: Number(port) }]
+  }
+
+  /** Its memory, as the kernel counts it; 0 where that cannot be asked. */
+  get residentBytes(): number {
+    try {
+      const status = readFileSync(`/proc/${this.#child!.pid}/status`, 'utf8')
+      return Number(/VmRSS:\s*(\d+) kB/.exec(status)?.[1] ?? 0) * 1024
+    } catch {
+      return 0
+    }
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#child!.kill(signal)
   }
 
   async kill9(): Promise<void> {
