@@ -33,6 +33,7 @@ import {
   MessageType,
   messageName,
   PROTOCOL_VERSION,
+  type Redirect,
   type ReplyMessage,
   type ReplyOf,
   type Request,
@@ -48,6 +49,11 @@ export interface ConnectOptions {
   readonly deadlineMs?: number | undefined
   readonly signal?: AbortSignal | undefined
   readonly software?: string | undefined
+  /**
+   * What the server does with a request that is another's business: pass it on (unless told), or refuse it with an error whose
+   * `askAt` says whose.
+   */
+  readonly elsewhere?: 'forward' | 'redirect' | undefined
   /** Largest frame that we take, in bytes. */
   readonly frameBytesMax?: number | undefined
   /** Requests in flight, and bytes of their bulks, before `request` waits. */
@@ -220,7 +226,7 @@ export class Connection {
         type: MessageType.Hello,
         versionMin: PROTOCOL_VERSION,
         versionMax: PROTOCOL_VERSION,
-        features: Feature.ZSTD,
+        features: Feature.ZSTD | (options.elsewhere === 'redirect' ? Feature.REDIRECT : Feature.FORWARD),
         frameBytesMax,
         token,
         software: options.software ?? 'palimpsest',
@@ -455,8 +461,7 @@ export class Connection {
     if (last) this.settle(pending)
     if (pending.abandoned) return
     if ((header.flags & FrameFlag.ERROR) !== 0) {
-      if (message.type !== MessageType.ErrorReply || !last)
-        this.destroy(this.lost('an error frame without an error'))
+      if (!isError(message) || !last) this.destroy(this.lost('an error frame without an error'))
       else pending.onError(this.errorOf(message))
     } else pending.onReply(frame, last)
   }
@@ -484,7 +489,12 @@ export class Connection {
     } else this.giveUp(pending, error)
   }
 
-  private errorOf(message: ErrorReply): PalimpsestError {
+  private errorOf(message: ErrorReply | Redirect): PalimpsestError {
+    if (message.type === MessageType.Redirect) {
+      const error = new PalimpsestError('refresh', message.message, { askAt: message.address })
+      error.address = this.address
+      return error
+    }
     const error = new PalimpsestError(message.kind, message.message, { lsn: message.lsn })
     error.address = this.address
     return error
@@ -575,6 +585,10 @@ export class Connection {
     for (const waiter of this.waiters.splice(0)) waiter()
     this.closed_.abort(error)
   }
+}
+
+function isError(message: Message): message is ErrorReply | Redirect {
+  return message.type === MessageType.ErrorReply || message.type === MessageType.Redirect
 }
 
 function bulkBytes(options: RequestOptions): number {

@@ -20,6 +20,7 @@ export interface PalimpsestErrorOptions {
   /** Where in the log, if the error is about a place in it. */
   readonly lsn?: Lsn | undefined
   readonly cause?: unknown
+  readonly askAt?: string | undefined
 }
 
 export class PalimpsestError extends Error {
@@ -28,11 +29,14 @@ export class PalimpsestError extends Error {
   readonly lsn: Lsn | undefined
   /** `HOST:PORT` of the server that said so, or that could not be reached; set by the client connection. */
   address: string | undefined
+  /** `HOST:PORT` of the server whose business it is; only with kind refresh. */
+  readonly askAt: string | undefined
 
   constructor(kind: ErrorKind, message: string, options: PalimpsestErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
     this.kind = kind
     this.lsn = options.lsn
+    this.askAt = options.askAt
   }
 }
 

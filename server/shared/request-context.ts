@@ -75,6 +75,11 @@ export class RequestContext {
     return this.connection.writable
   }
 
+  /** What is another server's business: whether this client wants it passed on, rather than be told whose. */
+  get wantsForward(): boolean {
+    return this.connection.wantsForward
+  }
+
   /** Sends a reply; ignored (but for `sent`) when the connection is gone or the last reply was given. */
   reply(message: ReplyMessage, options: ReplyOptions = {}): void {
     if (this.done_) {

@@ -310,7 +310,7 @@ export class ServerConnection {
     this.armExpiry()
     const { limits } = this.state
     this.ready = true
-    this.features = message.features & Feature.ZSTD
+    this.features = message.features & (Feature.ZSTD | Feature.REDIRECT | Feature.FORWARD)
     this.reader.frameBytesMax = limits.frameBytesMax
     this.send(header.requestId, FrameFlag.REPLY, {
       type: MessageType.HelloOk,
@@ -394,7 +394,20 @@ export class ServerConnection {
     return bytes
   }
 
+  /** What is another server's business: whether this client wants it passed on. */
+  get wantsForward(): boolean {
+    return (this.features & Feature.FORWARD) !== 0
+  }
+
   sendError(requestId: number, error: PalimpsestError): void {
+    if (error.askAt !== undefined && (this.features & Feature.REDIRECT) !== 0) {
+      this.send(requestId, FrameFlag.REPLY | FrameFlag.ERROR, {
+        type: MessageType.Redirect,
+        address: error.askAt,
+        message: cut(error.message),
+      } as AnyMessage)
+      return
+    }
     this.send(requestId, FrameFlag.REPLY | FrameFlag.ERROR, {
       type: MessageType.ErrorReply,
       kind: error.kind,
