@@ -66,6 +66,17 @@ const UNITS = new Set([
   'segments',
   'gaps',
   'series',
+  'nodes',
+  'index',
+  'snapshots',
+  'appends',
+  'syncs',
+  'votes',
+  'messages',
+  'hits',
+  'fetches',
+  'evictions',
+  'errors',
 ])
 const NAME = /^[a-z][a-z0-9]*(_[a-z0-9]+)*$/
 
