@@ -1,17 +1,18 @@
 /**
  * Where redo lies between its arrival and its layer: a fixed number of equal *arenas* in one SharedArrayBuffer.
  *
- *     arena:  | redo bytes, in LSN order  → | free | ← chunk indexes |
+ *     arena:  | redo bytes, in LSN order  → | free | ← indexes of ranges |
  *
- * The main thread puts redo at the bottom (the socket reads straight into it); workers put the index of what they have
- * parsed at the top. Neither knows exactly how far the other will come, so both take their bytes first from one atomic
- * counter per arena: as long as the counter does not go below zero, bottom and top cannot meet.
+ * The main thread puts redo at the bottom (the socket reads straight into it); workers put what they have made of it, ordered
+ * by page (run-index.ts), at the top of the same or, when there is much, of another arena. Neither knows exactly how far
+ * the other will come, so both take their bytes first from one atomic counter per arena: as long as the counter does not go
+ * below zero, bottom and top cannot meet.
  *
  * A place in the memory is a *word*: its byte offset divided by 8, in 32 bits, so that 32 GiB can be addressed. Word 0 lies
  * in the control block and therefore serves as "nothing".
  *
- * Arenas are counted references: each memtable holds those that have any of its redo or indexes. An arena may belong to
- * two memtables (one was frozen while it was half full), and is free again when the last of them has been flushed and
+ * Arenas are counted references: redo holds its arena until it is linked, each memtable those that have any of its indexes.
+ * An arena may belong to two memtables (one was frozen while it was half full), and is free again when the last of them has been flushed and
  * its readers have gone.
  */
 import { SharedRegion } from '../shared/shared-memory.ts'
@@ -22,6 +23,9 @@ const FREE_BYTES = 0
 const TOP_BYTES = 1
 
 export const NO_WORD = 0
+
+/** Who copies eight bytes at a time may read and write this many more than asked: the last arena has them behind it. */
+export const ARENA_SLACK_BYTES = 8
 
 /** What workers need to know to use the memory. Structured-cloneable. */
 export interface ArenaGeometry {
@@ -34,17 +38,19 @@ export interface ArenaGeometry {
 /** The view of the arenas that any thread may have: bytes, and space for indexes. */
 export class ArenaMemory {
   readonly region: SharedRegion
+  readonly view: DataView
   readonly geometry: ArenaGeometry
 
   constructor(geometry: ArenaGeometry) {
     this.geometry = geometry
     this.region = new SharedRegion(geometry.buffer)
+    this.view = new DataView(geometry.buffer)
   }
 
   static allocate(totalBytes: number, arenaBytes: number): ArenaMemory {
     const arenas = Math.max(3, Math.floor(totalBytes / arenaBytes))
     const firstByte = arenas * CONTROL_BYTES_PER_ARENA
-    const buffer = new SharedArrayBuffer(firstByte + arenas * arenaBytes)
+    const buffer = new SharedArrayBuffer(firstByte + arenas * arenaBytes + ARENA_SLACK_BYTES)
     return new ArenaMemory({ buffer, arenaBytes, arenas, firstByte })
   }
 
@@ -73,10 +79,18 @@ export class ArenaMemory {
     Atomics.add(this.region.i32, at, (bytes + 7) & ~7)
   }
 
-  /** For an index: room at the arena's top, as a byte offset in the memory (a multiple of 8), or -1. Any thread. */
-  takeTop(arena: number, bytes: number): number {
-    if (!this.take(arena, bytes)) return -1
+  /**
+   * For an index: room at the arena's top, as a byte offset in the memory (a multiple of 8), or -1. `taken` bytes of it
+   * were taken before; what is too much of them, or all of them if there is no room, is given back. Any thread.
+   */
+  takeTop(arena: number, bytes: number, taken = 0): number {
     const rounded = (bytes + 7) & ~7
+    const before = (taken + 7) & ~7
+    if (rounded <= before) this.giveBack(arena, before - rounded)
+    else if (!this.take(arena, rounded - before)) {
+      this.giveBack(arena, before)
+      return -1
+    }
     const at = ((arena * CONTROL_BYTES_PER_ARENA) >> 2) + TOP_BYTES
     return this.start(arena) + Atomics.sub(this.region.i32, at, rounded) - rounded
   }

@@ -36,7 +36,7 @@ import {
   LayerKind,
   SectionKind,
 } from './layer-format.ts'
-import { putVarint, VARINT_BYTES_MAX } from './varint.ts'
+import { getVarint, putVarint, VARINT_BYTES_MAX } from './varint.ts'
 import { WordTable } from './word-table.ts'
 
 /** Uncompressed size at which a block is closed: large enough for zstd, small enough to be read for one page. */
@@ -47,6 +47,19 @@ const ENTRY_HEADER_BYTES_MAX = VARINT_BYTES_MAX + 5
 
 export interface DeltaLayerOptions extends LayerWriterOptions {
   readonly blockBytes?: number
+}
+
+/** Entries of one page, oldest first, in the encoding of a fragment: bytes [runStart, runEnd) of a buffer. */
+export interface EncodedEntries {
+  /** From where the distance of the first one's LSN counts. */
+  readonly begin: number
+  readonly firstLsn: number
+  readonly lastLsn: number
+  readonly entryCount: number
+  readonly runStart: number
+  readonly runEnd: number
+  /** Bytes of the entries themselves. */
+  readonly payloadBytes: number
 }
 
 export class DeltaLayerWriter {
@@ -167,6 +180,82 @@ export class DeltaLayerWriter {
     this.#fragmentEntries++
     this.#pageEntries++
     this.#pageBytes += length
+  }
+
+  /**
+   * Adds a run of entries that are encoded already, as a fragment has them, but for the LSN of the first one. None of them
+   * may begin with INIT_PAGE. The bytes are copied.
+   */
+  addEntries(buf: Buffer, run: EncodedEntries): void {
+    const { firstLsn, lastLsn, runEnd } = run
+    if (
+      firstLsn < this.#lastLsn ||
+      firstLsn <= this.#lsnStart ||
+      lastLsn > this.#lsnEnd ||
+      lastLsn < firstLsn
+    )
+      this.#refuse(firstLsn, runEnd - run.runStart)
+    // The next entry, the LSN of the one before it, and how many there are.
+    let at = run.runStart
+    let lsn: number = run.begin
+    let left = run.entryCount
+    while (left > 0) {
+      // A fragment's first distance is its own; from the entry's length on, everything is as in the run.
+      let word = getVarint(buf, at)
+      const first = lsn + word.value
+      const begin = word.end
+      const rest = runEnd - begin
+      const room = this.#blockBytes - this.#fill - FRAGMENT_HEADER_BYTES - VARINT_BYTES_MAX
+      if (rest <= room) {
+        this.#appendEncoded(first, lastLsn, buf, begin, runEnd, left)
+        break
+      }
+      if (this.#fill > 0 && rest <= this.#blockBytes >>> 3) {
+        this.#flushBlock()
+        continue
+      }
+      // As many as the block still takes.
+      let count = 0
+      let last = first
+      let end = begin
+      for (let next = first, from = begin; ; ) {
+        word = getVarint(buf, from)
+        const stop = word.end + Math.floor(word.value / 4)
+        if (stop - begin > room) {
+          // Longer than a block: it gets one of its own.
+          if (count > 0 || this.#fill > 0) break
+          this.#makeRoom(stop - begin)
+        }
+        count++
+        last = next
+        end = stop
+        if (count === left || stop - begin > room) break
+        word = getVarint(buf, stop)
+        next += word.value
+        from = word.end
+      }
+      if (count === 0) {
+        this.#flushBlock()
+        continue
+      }
+      this.#appendEncoded(first, last, buf, begin, end, count)
+      at = end
+      lsn = last
+      left -= count
+    }
+    this.#pageBytes += run.payloadBytes
+  }
+
+  #appendEncoded(first: number, last: number, buf: Buffer, begin: number, end: number, count: number): void {
+    let at = this.#fill
+    if (this.#fragment < 0) at = this.#beginFragment(first, false)
+    at = putVarint(this.#stage, at, first - this.#previousLsn)
+    buf.copy(this.#stage, at, begin, end)
+    this.#fill = at + end - begin
+    this.#previousLsn = last
+    this.#lastLsn = last
+    this.#fragmentEntries += count
+    this.#pageEntries += count
   }
 
   #refuse(lsn: number, length: number): never {

@@ -1,8 +1,8 @@
 /**
  * Writes a frozen memtable to a local file as one delta layer: every page's entries, pages sorted. Runs in a worker.
  *
- * The arenas have each range sorted by page already, and a page's runs chained newest first; so this is a walk over the
- * sorted pages with one turn of each chain, and the bytes go from the arena straight into the layer's blocks.
+ * The arenas have each range sorted by page already, in the encoding of a layer, and a page's runs chained newest first; so
+ * this is a walk over the sorted pages with one turn of each chain, and runs go from the arena into the layer's blocks whole.
  */
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { PairTable } from '../shared/shared-memory.ts'
@@ -65,8 +65,11 @@ export function flushMemtable(memory: ArenaMemory, input: FlushInput): LayerSumm
       for (let run = runs.get(space, page); run !== NO_WORD; run = cursor.previous(run)) chain.push(run)
       for (let c = chain.length - 1; c >= 0; c--) {
         cursor.open(chain[c]!)
-        for (let e = 0; e < cursor.entryCount; e++)
-          writer.addEntry(cursor.lsn(e), cursor.flags(e), bytes, cursor.offset(e), cursor.length(e))
+        // The index of a layer points at entries with INIT_PAGE, so the writer must be told of each.
+        if (!cursor.hasInit) writer.addEntries(bytes, cursor)
+        else
+          while (cursor.next())
+            writer.addEntry(cursor.lsn, cursor.flags, bytes, cursor.start, cursor.end - cursor.start)
       }
     }
     return writer.finish({ catalogueEvents: input.events, timeSamples: input.samples })

@@ -15,9 +15,15 @@ import type { ArenaPool } from './arena.ts'
 import type { IndexRangeResult } from './worker.ts'
 
 /** Largest range that adjacent chunks are joined to. */
-const RANGE_BYTES_MAX = 4 << 20
+const RANGE_BYTES_MAX = 2 << 20
 /** Redo that may have arrived and not be linked yet. */
 const UNLINKED_BYTES_MAX = 24 << 20
+
+/** An index is about as large as its redo; this and an eighth more are set aside for it. */
+const INDEX_BYTES_EXTRA = 32 << 10
+/** Up to so much unlinked redo, indexes go into the arena of the redo if that has so much room. */
+const QUIET_BYTES_MAX = 256 << 10
+const SHARED_FREE_BYTES_MIN = 1 << 20
 
 const RETRY_MS = 500
 
@@ -43,6 +49,8 @@ interface Range {
   readonly samples: ArrivalTime[]
   /** Arena of the index, retained for this range until it is linked. */
   indexArena: number
+  /** Bytes that its index takes, where an attempt has shown it; else 0. */
+  indexBytes: number
   result: (IndexRangeResult & { status: 'ok' }) | undefined
   /** It follows corrupt redo and will not be linked. */
   dropped: boolean
@@ -58,8 +66,8 @@ interface Reservation {
 }
 
 export interface LinkedRange {
+  /** The arena that it lies in. The redo that it was made from is not needed any more. */
   readonly arena: number
-  readonly indexArena: number
   /** Word of the range's index (run-index.ts). */
   readonly header: number
   readonly bytes: number
@@ -71,7 +79,7 @@ export interface LinkedRange {
 }
 
 export interface RedoIngestHooks {
-  /** A range is next in LSN order; called synchronously, one after the other. It must take its holds on the arenas. */
+  /** A range is next in LSN order; called synchronously, one after the other. It must take its hold on the arena. */
   link(range: LinkedRange): void
   /** The redo at `error.lsn` is damaged. Everything before it has been linked; nothing more will be. */
   stopped(error: PalimpsestError): void
@@ -209,6 +217,7 @@ export class RedoIngest {
         begin,
         samples: [{ lsn: end, wallTimeUs }],
         indexArena: -1,
+        indexBytes: 0,
         result: undefined,
         dropped: false,
         stopWith: undefined,
@@ -254,32 +263,38 @@ export class RedoIngest {
   }
 
   #pump(): void {
+    const { memory } = this.#pool
     for (const range of this.#ranges) {
       // Two per thread: one at work, one behind it.
       if (this.#indexing >= this.#workers.threads * 2) return
       if (range.state !== WAITING) continue
-      if (this.#indexArena < 0 && !this.#newIndexArena()) {
+      // Set aside now, or ranges at work side by side would all count on the same room, and all but one would be in vain.
+      const bytes = range.indexBytes || range.bytes + (range.bytes >>> 3) + INDEX_BYTES_EXTRA
+      if (
+        (this.#indexArena < 0 || !memory.take(this.#indexArena, bytes)) &&
+        !(this.#newIndexArena() && memory.take(this.#indexArena, bytes))
+      ) {
         this.#starve(range)
         return
       }
-      void this.#index(range)
+      void this.#index(range, bytes)
     }
   }
 
   #newIndexArena(): boolean {
-    if (this.#indexArena >= 0) this.#pool.release(this.#indexArena)
-    // The redo's own arena first: usually both fit, and one memtable then needs fewer arenas.
-    if (
-      this.#arena >= 0 &&
-      this.#indexArena !== this.#arena &&
-      this.#pool.memory.freeBytes(this.#arena) > 1 << 20
-    ) {
-      this.#indexArena = this.#arena
-      this.#pool.retain(this.#arena)
-      return true
+    const before = this.#indexArena
+    if (before >= 0) this.#pool.release(before)
+    const own = this.#arena
+    const ownHasRoom = own >= 0 && own !== before && this.#pool.memory.freeBytes(own) > SHARED_FREE_BYTES_MIN
+    // An arena with indexes in it lives until they are in a layer, one with nothing but redo only until that is linked. So
+    // the two lie apart, unless there is so little redo that one arena does for a long time.
+    if (!(ownHasRoom && this.#unlinkedBytes + this.#reservedBytes <= QUIET_BYTES_MAX)) {
+      this.#indexArena = this.#pool.acquire(true)
+      if (this.#indexArena >= 0 || !ownHasRoom) return this.#indexArena >= 0
     }
-    this.#indexArena = this.#pool.acquire(true)
-    return this.#indexArena >= 0
+    this.#indexArena = own
+    this.#pool.retain(own)
+    return true
   }
 
   #starve(range: Range): void {
@@ -289,7 +304,7 @@ export class RedoIngest {
     void freed.then(() => this.retry())
   }
 
-  async #index(range: Range): Promise<void> {
+  async #index(range: Range, indexBytes: number): Promise<void> {
     range.state = INDEXING
     range.indexArena = this.#indexArena
     this.#pool.retain(range.indexArena)
@@ -301,10 +316,14 @@ export class RedoIngest {
         bytes: range.bytes,
         begin: range.begin,
         indexArena: range.indexArena,
+        indexBytes,
         innodbPageSize: this.#innodbPageSize,
       })
     } catch (error) {
       this.#indexing--
+      // Of a thread that died nobody knows what it has done with its room: that stays taken until the arena is empty.
+      if (error instanceof PalimpsestError && error.kind === 'corrupt')
+        this.#pool.memory.giveBack(range.indexArena, indexBytes)
       this.#pool.release(range.indexArena)
       range.indexArena = -1
       if (!range.dropped) this.#failed(range, error)
@@ -319,13 +338,43 @@ export class RedoIngest {
       range.state = INDEXED
       this.#linkReady()
     } else {
-      const full = range.indexArena
-      this.#pool.release(full)
+      this.#pool.release(range.indexArena)
       range.indexArena = -1
+      range.indexBytes = result.bytes
       range.state = WAITING
-      if (full === this.#indexArena && !this.#newIndexArena()) this.#starve(range)
+      if (result.bytes > this.#pool.arenaBytes) this.#split(range)
     }
     this.#pump()
+  }
+
+  /** The range's index is larger than an arena: its chunks are indexed in two ranges. */
+  #split(range: Range): void {
+    const { samples } = range
+    if (samples.length < 2) {
+      this.#failed(
+        range,
+        internalError(
+          `the index of the redo from LSN ${range.begin} takes ${range.indexBytes} bytes, more than an arena has; ` +
+            'give the page server more memory',
+        ),
+      )
+      return
+    }
+    const later = samples.splice(samples.length >>> 1)
+    const middle = samples[samples.length - 1]!.lsn
+    const bytes = middle - range.begin
+    this.#pool.retain(range.arena)
+    this.#ranges.splice(this.#ranges.indexOf(range) + 1, 0, {
+      ...range,
+      at: range.at + bytes,
+      bytes: range.bytes - bytes,
+      begin: middle,
+      samples: later,
+      indexBytes: 0,
+    })
+    range.bytes = bytes
+    range.indexBytes = 0
+    range.stopWith = undefined
   }
 
   /** Corrupt redo: what comes before it in the range is still good, and is indexed again without the rest. */
@@ -371,8 +420,7 @@ export class RedoIngest {
       const result = range.result
       if (result !== undefined && range.bytes > 0 && !this.#stopped) {
         this.#hooks.link({
-          arena: range.arena,
-          indexArena: range.indexArena,
+          arena: range.indexArena,
           header: result.header,
           bytes: range.bytes,
           endLsn: (range.begin + range.bytes) as Lsn,

@@ -29,7 +29,8 @@ import { encodeTimeSamples, type TimeSample } from './time-samples.ts'
 
 /** Compression level for blocks, pages and sections; bench/micro/layer.ts shows what the others cost. */
 export const LAYER_ZSTD_LEVEL = 1
-const OUTPUT_BUFFER_BYTES = 1 << 20
+const OUTPUT_BUFFER_BYTES = 256 << 10
+const DIRECT_BYTES_MIN = 32 << 10
 
 export interface LayerWriterOptions extends Omit<LayerIdentity, 'kind'> {
   /** 0: blocks and pages are stored as they are, for a layer that will soon be merged into others. */
@@ -91,8 +92,10 @@ export class LayerFileWriter {
 
   append(bytes: Buffer, start: number, end: number): void {
     const length = end - start
-    if (this.#buffered + length > OUTPUT_BUFFER_BYTES) this.#flush()
-    if (length > OUTPUT_BUFFER_BYTES) {
+    // Large pieces go to the file from where they are: a copy costs more than a call to the system.
+    const direct = length >= DIRECT_BYTES_MIN
+    if (direct || this.#buffered + length > OUTPUT_BUFFER_BYTES) this.#flush()
+    if (direct) {
       this.#write(bytes, start, end)
     } else {
       bytes.copy(this.#output, this.#buffered, start, end)

@@ -66,11 +66,10 @@ export class HistoryReader {
         if (this.#runs.lastLsn <= fromLsn) break
         if (this.#runs.firstLsn > toLsn) continue
         const changes: Change[] = []
-        for (let e = 0; e < this.#runs.entryCount; e++) {
-          const lsn = this.#runs.lsn(e)
+        while (this.#runs.next()) {
+          const { lsn, start, end } = this.#runs
           if (lsn <= fromLsn || lsn > toLsn) continue
-          const start = this.#runs.offset(e)
-          this.#note(changes, this.#arenaBytes, start, start + this.#runs.length(e), lsn, limit)
+          this.#note(changes, this.#arenaBytes, start, end, lsn, limit)
         }
         push(found, changes)
       }

@@ -147,11 +147,8 @@ export class Reconstructor {
         cursor.open(run)
         if (cursor.lastLsn <= floor) return LSN_ZERO
         if (cursor.firstLsn > lsn) continue
-        for (let e = cursor.lastInit; e >= 0; e--) {
-          if ((cursor.flags(e) & EntryFlag.INIT_PAGE) === 0) continue
-          const at = cursor.lsn(e)
-          if (at <= lsn) return at > floor ? at : LSN_ZERO
-        }
+        const at = cursor.newestInit(lsn)
+        if (at !== LSN_ZERO) return at > floor ? at : LSN_ZERO
       }
     for (const { layer, handle } of deltas) {
       if (layer.lsnEnd <= floor) continue
@@ -177,12 +174,10 @@ export class Reconstructor {
       }
       for (let c = chain.length - 1; c >= 0; c--) {
         cursor.open(chain[c]!)
-        for (let e = 0; e < cursor.entryCount; e++) {
-          const at = cursor.lsn(e)
-          if (at <= after) continue
-          if (at > lsn) break
-          const start = cursor.offset(e)
-          this.#apply(this.#arenaBytes, start, start + cursor.length(e), at, cursor.flags(e))
+        while (cursor.next()) {
+          if (cursor.lsn <= after) continue
+          if (cursor.lsn > lsn) break
+          this.#apply(this.#arenaBytes, cursor.start, cursor.end, cursor.lsn, cursor.flags)
         }
       }
     }

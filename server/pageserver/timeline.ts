@@ -210,7 +210,6 @@ export class Timeline implements ReadableTimeline {
     const { cache } = this.env
     const memtable = this.#open
     memtable.hold(range.arena)
-    memtable.hold(range.indexArena)
     for (const event of range.events) this.#event(memtable, event)
     let space = -1
     let cacheSpace = 0

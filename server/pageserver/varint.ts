@@ -22,6 +22,18 @@ export function putVarint(buf: Uint8Array, pos: number, value: number): number {
   return at
 }
 
+/** The varint at `buf[pos]`, which is known to be whole, and the position after it. */
+export function getVarint(buf: Uint8Array, pos: number): { readonly value: number; readonly end: number } {
+  let byte = buf[pos]!
+  let end = pos + 1
+  let value = byte & 0x7f
+  for (let scale = 128; byte >= 128; scale *= 128) {
+    byte = buf[end++]!
+    value += (byte & 0x7f) * scale
+  }
+  return { value, end }
+}
+
 export class ByteWriter {
   #buf: Buffer
   #at = 0

@@ -29,7 +29,7 @@ import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerFiles, type LayerSource } from './layer-files.ts'
 import { HistoryReader, type PageHistoryInput, type PageHistoryResult } from './page-history.ts'
 import { type MadePage, type PageRequest, Reconstructor } from './reconstruct.ts'
-import { placeRangeIndex, rangeIndexBytes } from './run-index.ts'
+import { RangeWriter } from './run-index.ts'
 import type { TimeSample } from './time-samples.ts'
 
 export interface PageServerWorkerData {
@@ -59,6 +59,7 @@ const layerFiles = new LayerFiles(data.layerBytesMax)
 const reconstructor = new Reconstructor(arenas, layerFiles)
 const historyReader = new HistoryReader(arenas, layerFiles)
 
+const rangeWriter = new RangeWriter(arenas)
 const indexers = new Map<number, ChunkIndexer>()
 let scratch = new Uint32Array(1 << 20)
 
@@ -77,6 +78,8 @@ export interface IndexRangeInput {
   readonly bytes: number
   readonly begin: Lsn
   readonly indexArena: number
+  /** Bytes of it that are set aside for this range. */
+  readonly indexBytes: number
   readonly innodbPageSize: number
 }
 
@@ -89,23 +92,23 @@ export type IndexRangeResult =
       readonly mtrs: number
       readonly records: number
     }
-  /** The arena has no room for the index. */
-  | { readonly status: 'no-room' }
+  /** The arena has no room for the index, which has `bytes`. What was set aside was given back. */
+  | { readonly status: 'no-room'; readonly bytes: number }
 
-/** Verifies and indexes a range of redo and puts the index into an arena. */
+/** Verifies and indexes a range of redo and puts what it has for each page into an arena. */
 export const indexRange = task((input: IndexRangeInput): IndexRangeResult => {
   const indexer = indexerFor(input.innodbPageSize)
-  const baseWord = Math.floor(input.at / 8)
   for (;;) {
     const end = input.at + input.bytes
-    const found = indexer.index(arenas.region.bytes, input.at, end, input.begin, scratch, baseWord * 8)
+    const found = indexer.index(arenas.region.bytes, input.at, end, input.begin, scratch, input.at)
     if (found.status === 'region-too-small') {
       scratch = new Uint32Array(Math.ceil(found.words * 1.25))
       continue
     }
-    const at = arenas.takeTop(input.indexArena, rangeIndexBytes(found.words, found.pages))
-    if (at < 0) return { status: 'no-room' }
-    const header = placeRangeIndex(arenas, at, input.begin, baseWord, input.bytes, scratch, found.words)
+    const bytes = rangeWriter.measure(scratch)
+    const at = arenas.takeTop(input.indexArena, bytes, input.indexBytes)
+    if (at < 0) return { status: 'no-room', bytes }
+    const header = rangeWriter.place(at, input.begin, input.bytes, input.at, scratch)
     return { status: 'ok', header, events: found.events, mtrs: found.mtrs, records: found.records }
   }
 })

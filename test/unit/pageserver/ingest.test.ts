@@ -2,6 +2,7 @@
 import t from 'tap'
 import { ChunkIndexer, ChunkIndexView } from '../../../parser/chunk-index.ts'
 import { MtrScanner } from '../../../parser/mtr-scanner.ts'
+import { RecordType } from '../../../parser/record-decoder.ts'
 import type { Lsn } from '../../../protocol/ids.ts'
 import { ArenaMemory, ArenaPool, NO_WORD } from '../../../server/pageserver/arena.ts'
 import { RedoIngest } from '../../../server/pageserver/ingest.ts'
@@ -10,6 +11,7 @@ import { RunCursor } from '../../../server/pageserver/run-index.ts'
 import type { PalimpsestError } from '../../../server/shared/errors.ts'
 import { WorkerPool } from '../../../server/shared/worker-pool.ts'
 import { chunksOf, type GoldenLog, goldenLog, seeded } from '../../support/page-server-rig.ts'
+import { mtr, record } from '../../support/redo-builder.ts'
 
 type Tasks = typeof import('../../../server/pageserver/worker.ts')
 const memory = ArenaMemory.allocate(8 << 23, 1 << 23)
@@ -33,7 +35,6 @@ async function takeIn(log: GoldenLog, size: () => number, limit: number, full: (
   const ingest = new RedoIngest(pool, workers, log.pageSize, log.begin as Lsn, {
     link(range) {
       memtable.hold(range.arena)
-      memtable.hold(range.indexArena)
       memtable.link(range.header, range.bytes, range.endLsn, () => {})
       if (memtable.bytes < limit) return
       full(memtable)
@@ -82,12 +83,19 @@ t.test('every entry arrives once, in order, and every arena comes back', async t
           runs.open(run)
           if (runs.lastLsn > newer) t.fail('runs out of order')
           newer = runs.firstLsn
-          for (let e = 0; e < runs.entryCount; e++) {
+          const before = { entries, bytes }
+          let last = runs.firstLsn
+          while (runs.next()) {
             entries++
-            bytes += runs.length(e)
-            if (runs.lsn(e) <= memtable.beginLsn || runs.lsn(e) > memtable.endLsn)
+            bytes += runs.end - runs.start
+            if (runs.lsn < last || runs.lsn <= memtable.beginLsn || runs.lsn > memtable.endLsn)
               t.fail('an entry of another memtable')
+            last = runs.lsn
           }
+          if (last !== runs.lastLsn || entries - before.entries !== runs.entryCount)
+            t.fail('entries are not those of the row')
+          if (bytes - before.bytes !== runs.payloadBytes || runs.end !== runs.runEnd)
+            t.fail('bytes are not those of the row')
         }
       }
     })
@@ -118,6 +126,33 @@ function countEntries(log: GoldenLog): { entries: number; bytes: number } {
   return { entries: view.entryCount, bytes: view.entryLength.reduce((sum, length) => sum + length, 0) }
 }
 
+t.test('redo whose index is far larger than itself', async t => {
+  // Pages that are freed, and nothing else: ten bytes of redo make more than fifty of index.
+  const mtrs: Uint8Array[] = []
+  for (let page = 0; page < 400_000; page += 20)
+    mtrs.push(
+      mtr(
+        Array.from({ length: 20 }, (_, i) =>
+          record(RecordType.FREE_PAGE, { space: 500, page: 20_000 + page + i }),
+        ),
+      ),
+    )
+  const begin = 10_000
+  const bytes = Buffer.concat(mtrs)
+  const log = { bytes, begin, end: begin + bytes.length, pageSize: 16_384 } as GoldenLog
+  let pages = 0
+  const pool = await takeIn(
+    log,
+    () => 300_000,
+    500_000,
+    memtable => {
+      pages += memtable.pages
+    },
+  )
+  t.equal(pages, 400_000)
+  t.equal(pool.freeCount, pool.total)
+})
+
 t.test('a flipped bit anywhere stops ingestion at its mini-transaction', async t => {
   const whole = goldenLog('64k')
   const random = seeded(99)
@@ -140,7 +175,6 @@ t.test('a flipped bit anywhere stops ingestion at its mini-transaction', async t
     const ingest = new RedoIngest(pool, workers, whole.pageSize, whole.begin as Lsn, {
       link(range) {
         memtable.hold(range.arena)
-        memtable.hold(range.indexArena)
         memtable.link(range.header, range.bytes, range.endLsn, () => {})
       },
       stopped(why) {
