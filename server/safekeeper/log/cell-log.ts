@@ -1,0 +1,354 @@
+/**
+ * The log of a cell on one node's disk: entries by index, redo by timeline and LSN. Who may append, what is committed and
+ * what may go is decided above (core/, docs/consensus.md); how it lies on disk is docs/log-format.md.
+ *
+ * Order of calls: `append`, `truncateAfter` and `reset` change the log in memory at once and may follow each other without
+ * waiting; the disk follows in the same order. `applied` is told of committed entries in order.
+ */
+
+import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
+import { internalError, invalidError, refreshError } from '../../shared/errors.ts'
+import type { Log } from '../../shared/log.ts'
+import type { Clock, Disk } from '../../shared/seams.ts'
+import type { EntryId, EntryRun, LogIndex, Term } from '../core/types.ts'
+import type { EntryHeader, LogEntry } from './entry.ts'
+import { LogFiles } from './log-files.ts'
+import { LogWriter } from './log-writer.ts'
+import type { Damage } from './recovery.ts'
+import { CELL_SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
+import type { TermList } from './term-list.ts'
+import { TimelineCursor } from './timeline-cursor.ts'
+import { TimelineIndex } from './timeline-index.ts'
+
+export type { EntryKind, LogEntry } from './entry.ts'
+export type { Damage } from './recovery.ts'
+export type { TimelineChunk, TimelineCursor } from './timeline-cursor.ts'
+
+const RESERVE_BYTES_DEFAULT = 8 * 1024 * 1024
+/** How often a read begins again because the file that it read was replaced in the meantime. */
+const READ_ATTEMPTS_MAX = 8
+
+export interface CellLogOptions {
+  readonly disk: Disk
+  readonly clock: Clock
+  /** Made by `create`; the log's alone. */
+  readonly dir: string
+  readonly log: Log
+  /** Of new segments; the largest entry must fit. Default 64 MiB. */
+  readonly segmentBytes?: number
+  /** Space kept for small entries on a full disk. Default 8 MiB; 0: none. */
+  readonly reserveBytes?: number
+  /**
+   * The snapshot's index: redo up to here was applied before this start and is taken into the timeline index; of what comes after,
+   * `applied` will be told again.
+   */
+  readonly appliedTo: LogIndex
+  /** Whether damage is accepted: the log is then cut before it. Else it is an error of kind corrupt and nothing is changed. */
+  readonly acceptDamage?: boolean
+  /** A sync or write failed: what is on disk is unknown, the process must end. */
+  onFatal(error: Error): void
+}
+
+export interface LogStart {
+  readonly base: EntryId
+  /** Of the entries (base.index, lastIndex]. */
+  readonly runs: EntryRun[]
+  readonly memberships: readonly { readonly index: LogIndex; readonly payload: Uint8Array }[]
+  /** Accepted: all from there on was set aside. */
+  readonly damage: Damage | undefined
+}
+
+export interface CellLogStats {
+  readonly entries: number
+  readonly rawSegments: number
+  readonly packs: number
+  /** Raw segments count in full length, with spare and reserve. */
+  readonly diskBytes: number
+  readonly indexedTimelines: number
+}
+
+export class CellLog {
+  readonly #files: LogFiles
+  readonly #writer: LogWriter
+  readonly #terms: TermList
+  readonly #index: TimelineIndex
+  #appliedIndex: number
+  /** Void entries found since the state was last written. */
+  #voids: number[]
+  #voidsSaved: number
+  #base: EntryId
+
+  /** Each time more is synced. */
+  onFlushed: (id: EntryId) => void = () => {}
+  /**
+   * Whether redo is taken. false: the disk is full; entries that did not fit are gone from the log's end, so `last` has gone back. It is
+   * called with false again if later even small entries (the cell's own) do not fit.
+   */
+  onWritable: (writable: boolean) => void = () => {}
+
+  private constructor(
+    options: CellLogOptions,
+    files: LogFiles,
+    terms: TermList,
+    index: TimelineIndex,
+    tail: ConstructorParameters<typeof LogWriter>[1],
+  ) {
+    this.#files = files
+    this.#terms = terms
+    this.#index = index
+    this.#base = files.state.base
+    this.#appliedIndex = Math.min(Math.max(options.appliedTo, files.state.base.index), terms.lastIndex)
+    this.#voids = [...files.state.voids].filter(other => other <= this.#appliedIndex)
+    this.#voidsSaved = files.state.voids.length
+    this.#writer = new LogWriter(files, tail, terms, options.clock, {
+      onFlushed: id => this.onFlushed(id),
+      onWritable: writable => this.onWritable(writable),
+      onRolled: () => {},
+      onFatal: error => options.onFatal(error),
+    })
+  }
+
+  /** Makes an empty log that begins after `base`. Throws kind invalid if there is one. */
+  static async create(options: Pick<CellLogOptions, 'disk' | 'dir'>, base: EntryId): Promise<void> {
+    if (await LogFiles.exists(options.disk, options.dir))
+      throw invalidError(`${options.dir} has a log already`)
+    await LogFiles.create(options.disk, options.dir, base)
+  }
+
+  static exists(disk: Disk, dir: string): Promise<boolean> {
+    return LogFiles.exists(disk, dir)
+  }
+
+  static async open(options: CellLogOptions): Promise<{ log: CellLog; start: LogStart }> {
+    const index = new TimelineIndex()
+    let voids: Set<number> | undefined
+    const { disk, dir, log } = options
+    const visit = (header: EntryHeader) => {
+      if (header.index > options.appliedTo || header.timeline === undefined) return
+      if (voids?.has(header.index)) return
+      index.add(header.timeline, header.index, header.beginLsn, header.endLsn)
+    }
+    voids = new Set((await LogFiles.loadState(disk, dir)).voids)
+    const { files, tail, found, damage } = await LogFiles.open(
+      {
+        disk,
+        dir,
+        log,
+        segmentBytes: options.segmentBytes ?? CELL_SEGMENT_BYTES_DEFAULT,
+        reserveBytes: options.reserveBytes ?? RESERVE_BYTES_DEFAULT,
+        acceptDamage: options.acceptDamage ?? false,
+      },
+      visit,
+      () => index.clear(),
+    )
+    // Without the reserve the log works all the same, until the disk is full.
+    if (files.reserve.wanted)
+      await files.reserve
+        .hold()
+        .catch(error => log.warn({ err: error, dir }, 'cannot keep a reserve for a full disk'))
+    const { base } = files.state
+    log.info(
+      {
+        dir,
+        begin: base.index + 1,
+        last: found.terms.lastIndex,
+        packs: files.packs.length,
+        raw: files.raws.length,
+      },
+      'log opened',
+    )
+    return {
+      log: new CellLog(options, files, found.terms, index, tail),
+      start: { base, runs: found.terms.runs(), memberships: found.memberships, damage },
+    }
+  }
+
+  /** Index of the first entry that is held. */
+  get beginIndex(): LogIndex {
+    return (this.#base.index + 1) as LogIndex
+  }
+
+  /** The last entry before the log's beginning. */
+  get base(): EntryId {
+    return this.#base
+  }
+
+  get lastIndex(): LogIndex {
+    return this.#terms.lastIndex
+  }
+
+  get last(): EntryId {
+    return this.#writer.last
+  }
+
+  get flushed(): EntryId {
+    return this.#writer.flushed
+  }
+
+  /** Bytes that wait to be written; whoever appends bounds it. */
+  get queuedBytes(): number {
+    return this.#writer.queuedBytes
+  }
+
+  get writable(): boolean {
+    return this.#writer.writable
+  }
+
+  /** Why redo is refused; empty if it is not. */
+  get lastError(): string {
+    return this.#writer.lastError
+  }
+
+  /** Largest payload of an entry. */
+  get payloadBytesMax(): number {
+    return this.#writer.payloadBytesMax
+  }
+
+  /** Of an entry that is held, or of the base. */
+  termAt(index: LogIndex): Term | undefined {
+    return this.#terms.termAt(index)
+  }
+
+  /**
+   * Adds the next entries; `onFlushed` tells when they are durable. Their payloads are used as they are and must not change.
+   * Throws kind retry if the disk is full and one of them is redo.
+   */
+  append(entries: readonly LogEntry[]): void {
+    this.#writer.append(entries)
+  }
+
+  /** Cuts the log after `index`, durably when it resolves. Never below what was applied. */
+  truncateAfter(index: LogIndex): Promise<void> {
+    if (index < this.#appliedIndex)
+      throw internalError(`cut after entry ${index}, but ${this.#appliedIndex} is applied`)
+    return this.#writer.truncateAfter(index)
+  }
+
+  /** Forgets everything; the log begins after `base`, durably when it resolves. */
+  reset(base: EntryId): Promise<void> {
+    this.#base = base
+    this.#appliedIndex = base.index
+    this.#voids = []
+    this.#voidsSaved = 0
+    this.#index.clear()
+    return this.#writer.reset(base)
+  }
+
+  /**
+   * Entries from `from` on, up to `last`, as many as fit into `bytesMax` (headers included) and lie together, but at least one;
+   * none if `from` is beyond the end. Throws refresh if `from` is trimmed, corrupt (path, offset) if the disk gives back
+   * something else than was written.
+   */
+  async read(from: LogIndex, last: LogIndex, bytesMax: number): Promise<LogEntry[]> {
+    for (let attempt = 1; ; attempt++) {
+      if (from <= this.#base.index)
+        throw refreshError(`entry ${from} was trimmed; the log begins at ${this.beginIndex}`)
+      const to = Math.min(last, this.#terms.lastIndex)
+      if (from > to) return []
+      const recent = this.#writer.recent(from, to, bytesMax)
+      if (recent !== undefined) return recent
+      const unit = this.#files.find(from)
+      try {
+        if (unit === undefined) throw internalError(`no file of the log holds entry ${from}`)
+        const entries = await unit.read(from, to, bytesMax)
+        // Cut off, and perhaps given out again, while we read.
+        const good = entries.findIndex(entry => this.#terms.termAt(entry.index) !== entry.term)
+        if (good !== 0) return good === -1 ? entries : entries.slice(0, good)
+      } catch (error) {
+        // A file that was packed or trimmed while we read may hold anything by now.
+        if ((unit !== undefined && !unit.retired) || attempt >= READ_ATTEMPTS_MAX) throw error
+      }
+      if (attempt >= READ_ATTEMPTS_MAX)
+        throw internalError(`entry ${from} cannot be read: the log changes too fast`)
+    }
+  }
+
+  /**
+   * A committed entry, each of them, in order. Redo and gaps become readable by timeline, unless the entry was found void: then it
+   * stays in the log and belongs to no timeline.
+   */
+  applied(entry: Pick<LogEntry, 'index' | 'timeline' | 'beginLsn' | 'endLsn'>, isVoid = false): void {
+    const { index, timeline } = entry
+    if (index !== this.#appliedIndex + 1 || index > this.#terms.lastIndex)
+      throw internalError(
+        `entry ${index} applied after ${this.#appliedIndex}; the log ends at ${this.#terms.lastIndex}`,
+      )
+    this.#appliedIndex = index
+    if (timeline === undefined) return
+    if (isVoid) this.#voids.push(index)
+    else this.#index.add(timeline, index, entry.beginLsn, entry.endLsn)
+  }
+
+  get appliedIndex(): LogIndex {
+    return this.#appliedIndex as LogIndex
+  }
+
+  /**
+   * Call before a snapshot of the state at `appliedIndex` is made durable: what it relies on that only the log knows (void
+   * entries, which hardly ever occur) is made durable first. At once if there is nothing.
+   */
+  async settleApplied(): Promise<void> {
+    if (this.#voids.length === this.#voidsSaved) return
+    await this.#files.exclusive(async () => {
+      const voids = this.#voids.filter(index => index > this.#base.index)
+      await this.#files.changeState({ voids })
+      this.#voidsSaved = voids.length
+      this.#voids = voids
+    })
+  }
+
+  /** The timeline's applied redo from `fromLsn` on. */
+  timelineCursor(timeline: TimelineId, fromLsn: Lsn): TimelineCursor {
+    return new TimelineCursor(
+      {
+        index: this.#index,
+        files: this.#files,
+        read: (from, last, bytesMax) => this.read(from as LogIndex, last as LogIndex, bytesMax),
+        isRecent: index => this.#writer.recent(index, index, 0) !== undefined,
+      },
+      timeline,
+      fromLsn,
+    )
+  }
+
+  /** The newest LSN at or below `lsn` at which a chunk of the timeline begins or its redo ends; undefined if none is held. */
+  async boundaryAtOrBelow(timeline: TimelineId, lsn: Lsn): Promise<Lsn | undefined> {
+    const range = this.#index.range(timeline)
+    if (range === undefined || lsn < range.beginLsn) return undefined
+    if (lsn >= range.endLsn) return range.endLsn
+    const hit = this.#index.seek(timeline, lsn)
+    return 'before' in hit ? hit.before : lsn
+  }
+
+  /** A deleted timeline: its redo is no longer found. What it takes on disk goes with the next trims. */
+  forget(timeline: TimelineId): void {
+    this.#index.forget(timeline)
+  }
+
+  /** Redo of a timeline that is held, and what it takes on disk. */
+  timelineStats(timeline: TimelineId): { rawBytes: number; storedBytes: number } {
+    const range = this.#index.range(timeline)
+    const rawBytes = range === undefined ? 0 : range.endLsn - range.beginLsn
+    return { rawBytes, storedBytes: rawBytes }
+  }
+
+  stats(): CellLogStats {
+    const { packs, raws, segmentBytes } = this.#files
+    return {
+      entries: this.#terms.lastIndex - this.#base.index,
+      rawSegments: raws.length,
+      packs: packs.length,
+      diskBytes: raws.reduce((bytes, raw) => bytes + raw.segmentBytes, segmentBytes),
+      indexedTimelines: this.#index.timelines,
+    }
+  }
+
+  /** Makes durable what was appended. Whoever appends afterwards is refused. */
+  async close(): Promise<void> {
+    await this.#writer.close()
+    const { state } = this.#files
+    if (this.#writer.lastError === '' && this.flushed.index > state.flushed)
+      await this.#files.exclusive(() => this.#files.changeState({ flushed: this.flushed.index }))
+    await this.#files.close()
+  }
+}

@@ -1,0 +1,191 @@
+/** A raw segment as it is known in memory: where each entry lies, and how ranges of them are read and checked. */
+import { crc32c } from '../../../protocol/crc32c.ts'
+import { corruptError } from '../../shared/errors.ts'
+import type { Disk, DiskFile } from '../../shared/seams.ts'
+import type { LogIndex, Term } from '../core/types.ts'
+import {
+  decodeEntryHeader,
+  ENTRY_HEADER_BYTES,
+  type EntryHeader,
+  type EntryKind,
+  entryBytes,
+  entryOf,
+  KIND_NUMBERS,
+  kindOfNumber,
+  type LogEntry,
+} from './entry.ts'
+import { SEGMENT_DATA_OFFSET, type SegmentHeader } from './segment-file.ts'
+
+const ROWS_FIRST = 256
+
+export class RawSegment {
+  readonly path: string
+  readonly firstIndex: LogIndex
+  readonly prevTerm: Term
+  readonly segmentBytes: number
+  readonly generation: number
+  readonly headerCrc: number
+  readonly #disk: Disk
+  /** Per entry. Four bytes suffice: a segment is smaller than 4 GiB. */
+  #offsets = new Uint32Array(ROWS_FIRST)
+  #kinds = new Uint8Array(ROWS_FIRST)
+  #count = 0
+  #endOffset = SEGMENT_DATA_OFFSET
+  #reading: Promise<DiskFile> | undefined
+  #readers = 0
+  #retired = false
+
+  constructor(disk: Disk, path: string, header: SegmentHeader) {
+    this.#disk = disk
+    this.path = path
+    this.firstIndex = header.firstIndex
+    this.prevTerm = header.prevTerm
+    this.segmentBytes = header.segmentBytes
+    this.generation = header.generation
+    this.headerCrc = header.headerCrc
+  }
+
+  get count(): number {
+    return this.#count
+  }
+
+  /** firstIndex - 1 while it is empty. */
+  get lastIndex(): LogIndex {
+    return (this.firstIndex + this.#count - 1) as LogIndex
+  }
+
+  /** Where the next entry goes. */
+  get endOffset(): number {
+    return this.#endOffset
+  }
+
+  /** Memory of the offsets, bytes. */
+  get tableBytes(): number {
+    return this.#offsets.byteLength + this.#kinds.byteLength
+  }
+
+  push(kind: EntryKind, payloadBytes: number): void {
+    if (this.#count === this.#offsets.length) {
+      const offsets = new Uint32Array(this.#count * 2)
+      offsets.set(this.#offsets)
+      this.#offsets = offsets
+      const kinds = new Uint8Array(this.#count * 2)
+      kinds.set(this.#kinds)
+      this.#kinds = kinds
+    }
+    this.#offsets[this.#count] = this.#endOffset
+    this.#kinds[this.#count++] = KIND_NUMBERS[kind]
+    this.#endOffset += entryBytes(payloadBytes)
+  }
+
+  /** No entry will be added: gives back what the tables have to spare. */
+  seal(): void {
+    this.#offsets = this.#offsets.slice(0, Math.max(1, this.#count))
+    this.#kinds = this.#kinds.slice(0, Math.max(1, this.#count))
+  }
+
+  cutAfter(index: number): void {
+    const count = Math.max(0, index - this.firstIndex + 1)
+    if (count >= this.#count) return
+    this.#endOffset = this.#offsets[count]!
+    this.#count = count
+  }
+
+  offsetOf(index: number): number {
+    const row = index - this.firstIndex
+    return row === this.#count ? this.#endOffset : this.#offsets[row]!
+  }
+
+  kindOf(index: number): EntryKind {
+    return kindOfNumber(this.#kinds[index - this.firstIndex]!)!
+  }
+
+  /**
+   * The entries [from, last] as far as they fit into `bytesMax`, at least one, in one read; their payloads share a buffer.
+   * All CRCs are checked. Throws kind corrupt with path, offset and index.
+   */
+  async read(from: number, last: number, bytesMax: number): Promise<LogEntry[]> {
+    const begin = this.offsetOf(from)
+    let to = Math.min(last, this.lastIndex)
+    // Entries ascend by offset: the last one that ends within the bound.
+    if (this.offsetOf(to + 1) - begin > bytesMax) {
+      let low = from
+      while (low < to) {
+        const middle = Math.ceil((low + to) / 2)
+        if (this.offsetOf(middle + 1) - begin <= bytesMax) low = middle
+        else to = middle - 1
+      }
+      to = low
+    }
+    const bytes = Buffer.allocUnsafeSlow(this.offsetOf(to + 1) - begin)
+    const got = await this.#use(file => file.read(bytes, begin))
+    const entries: LogEntry[] = []
+    for (let index = from; index <= to; index++) {
+      const offset = this.offsetOf(index)
+      const at = offset - begin
+      const header = got >= at + ENTRY_HEADER_BYTES ? decodeEntryHeader(bytes, at) : undefined
+      if (header === undefined) this.#damaged(offset, index, 'there is no valid entry header')
+      if (header.index !== index) this.#damaged(offset, index, `the entry there has index ${header.index}`)
+      const payloadAt = at + ENTRY_HEADER_BYTES
+      const payloadEnd = payloadAt + header.payloadBytes
+      if (payloadEnd > got || crc32c(bytes, payloadAt, payloadEnd) !== header.payloadCrc)
+        this.#damaged(offset, index, 'the entry there has a wrong payload CRC-32C', header)
+      entries.push(entryOf(header, bytes.subarray(payloadAt, payloadEnd)))
+    }
+    return entries
+  }
+
+  /** The CRC that an entry after `index` must carry on: of that entry, or of the segment. */
+  async chainAfter(index: number): Promise<number> {
+    if (index < this.firstIndex) return this.headerCrc
+    const bytes = Buffer.alloc(ENTRY_HEADER_BYTES)
+    const offset = this.offsetOf(index)
+    await this.#use(file => file.read(bytes, offset))
+    const header = decodeEntryHeader(bytes, 0)
+    if (header?.index !== index) this.#damaged(offset, index, 'there is no valid entry header')
+    return header.headerCrc
+  }
+
+  /** The file is about to become another one, or none. Reads that are under way may end as they like. */
+  retire(): void {
+    this.#retired = true
+    if (this.#readers === 0) this.#closeReading()
+  }
+
+  get retired(): boolean {
+    return this.#retired
+  }
+
+  async #use<T>(read: (file: DiskFile) => Promise<T>): Promise<T> {
+    this.#readers++
+    try {
+      this.#reading ??= this.#disk.open(this.path, 'read')
+      return await read(await this.#reading)
+    } finally {
+      this.#readers--
+      if (this.#readers === 0 && this.#retired) this.#closeReading()
+    }
+  }
+
+  #closeReading(): void {
+    const reading = this.#reading
+    this.#reading = undefined
+    reading?.then(file => file.close()).catch(() => {})
+  }
+
+  /** Closes the file for reading; it is opened again when needed. */
+  async close(): Promise<void> {
+    const reading = this.#reading
+    this.#reading = undefined
+    const file = await reading?.catch(() => undefined)
+    await file?.close()
+  }
+
+  #damaged(offset: number, index: number, why: string, header?: EntryHeader): never {
+    const redo = header?.timeline === undefined ? '' : `, timeline ${header.timeline}, LSN ${header.beginLsn}`
+    throw corruptError(
+      `log segment ${this.path} is damaged at offset ${offset} (index ${index}${redo}): ${why}`,
+      header?.beginLsn,
+    )
+  }
+}
