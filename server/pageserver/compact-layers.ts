@@ -8,7 +8,7 @@ import { deservesImage, type PlanPolicy } from './core/plan.ts'
 import { DeltaLayerWriter } from './delta-layer.ts'
 import { ImageLayerWriter } from './image-layer.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
-import type { LayerFiles, LayerSource } from './layer-files.ts'
+import { type LayerFiles, type LayerSource, MISSING_LAYERS_MAX, type MissingLayers } from './layer-files.ts'
 import type { LayerReader } from './layer-reader.ts'
 import type { PageRequest, Reconstructor } from './reconstruct.ts'
 import type { TimeSample } from './time-samples.ts'
@@ -36,7 +36,7 @@ export interface MergeResult {
 /** Writes one layer with the entries of all inputs, page by page, from `from` on until it is large enough. */
 export function mergeLayers(files: LayerFiles, input: MergeInput): MergeResult {
   const { timeline, generation, lsnStart, lsnEnd, from } = input
-  const readers = input.inputs.map(layer => files.open(layer.path))
+  const readers = input.inputs.map(layer => files.reader(layer))
   const places = readers.map(reader => (from === null ? 0 : reader.lowerBound(from.space, from.page)))
   const writer = new DeltaLayerWriter(input.path, { timeline, generation, lsnStart, lsnEnd })
   try {
@@ -96,16 +96,22 @@ export interface CostlyPagesInput {
   readonly policy: PlanPolicy
 }
 
-/** Pairs of space and page number of those that an image would make cheaper, ascending. */
-export function costlyPages(files: LayerFiles, input: CostlyPagesInput): Uint32Array {
-  const own = files.open(input.layer.path)
+/** Pairs of space and page number of those that an image would make cheaper, ascending; or what must be fetched first. */
+export function costlyPages(files: LayerFiles, input: CostlyPagesInput): Uint32Array | MissingLayers {
+  const own = files.reader(input.layer)
   const found: number[] = []
+  const missing = new Set<number>()
   for (let handle = 0; handle < own.pages; handle++) {
     const space = own.space(handle)
     const page = own.page(handle)
     const cost = { redoBytes: 0, entries: 0, layers: 0 }
-    for (const layer of input.layers) {
-      const reader = files.open(layer.path)
+    for (const [place, layer] of input.layers.entries()) {
+      if (layer.path === undefined) {
+        // Whether the page needs it shows when those above it are here; other pages may go on.
+        missing.add(place)
+        break
+      }
+      const reader = files.reader(layer)
       const at = reader.findPage(space, page)
       if (at < 0) continue
       if (layer.kind === 'image') break
@@ -120,6 +126,7 @@ export function costlyPages(files: LayerFiles, input: CostlyPagesInput): Uint32A
       if (reader.initLsn(at) > 0) break
     }
   }
+  if (missing.size > 0) return { missing: [...missing].slice(0, MISSING_LAYERS_MAX) }
   return Uint32Array.from(found)
 }
 
@@ -138,23 +145,38 @@ export interface ImageSliceResult {
   readonly damaged: string[]
 }
 
-/** Makes the pages as of one LSN and writes them as an image layer. Free pages get none. */
-export function writeImages(reconstructor: Reconstructor, input: ImageSliceInput): ImageSliceResult {
+/**
+ * Makes the pages as of one LSN and writes them as an image layer. Free pages get none. Where layers have to be fetched
+ * first, there is no file, and it is to be done again.
+ */
+export function writeImages(
+  reconstructor: Reconstructor,
+  input: ImageSliceInput,
+): ImageSliceResult | MissingLayers {
   const { lsn, timeline, generation } = input
   const writer = new ImageLayerWriter(input.path, { lsn, timeline, generation })
   const buffer = Buffer.alloc(65536)
   const damaged: string[] = []
+  const missing = new Set<number>()
   try {
     for (const request of input.requests) {
       const target = buffer.subarray(0, request.bytes)
       try {
         const made = reconstructor.make(request, input.layers, lsn, target)
-        if (made.freed) continue
+        if ('missing' in made) {
+          for (const place of made.missing) missing.add(place)
+          continue
+        }
+        if (made.freed || missing.size > 0) continue
         writer.addPage(request.space, request.page, target, 0, target.length, made.pageLsn)
       } catch (error) {
         if ((error as { kind?: unknown }).kind !== 'corrupt') throw error
         damaged.push((error as Error).message)
       }
+    }
+    if (missing.size > 0) {
+      writer.abort()
+      return { missing: [...missing] }
     }
     return { summary: writer.finish(), damaged }
   } catch (error) {

@@ -13,10 +13,11 @@
  * Work is in slices of one layer file, in threads of low priority that also write memtables out; a slice is only begun
  * when no memtable waits for a thread, so that compaction never holds up ingestion for longer than a slice.
  */
+import { unlink } from 'node:fs/promises'
 import type { Lsn } from '../../protocol/ids.ts'
 import { internalError, toPalimpsestError } from '../shared/errors.ts'
 import { catalogueSnapshotDue, saveCatalogue } from './catalogue-store.ts'
-import type { MergeResult } from './compact-layers.ts'
+import type { ImageSliceInput, ImageSliceResult, MergeInput, MergeResult } from './compact-layers.ts'
 import { compareAge, comparePages } from './core/layer-map.ts'
 import {
   type CompactionPlan,
@@ -27,15 +28,19 @@ import {
   replaceLayers,
 } from './core/plan.ts'
 import { delay } from './environment.ts'
-import { type LayerEntry, layerEntry } from './manifest.ts'
+import type { LayerSet } from './layer-store.ts'
+import { type LayerEntry, layerEntry, type Manifest } from './manifest.ts'
 import type { PageRequest } from './reconstruct.ts'
-import type { Timeline } from './timeline.ts'
+import type { Timeline, TimelineSnapshot } from './timeline.ts'
 
 /** Images in one slice: some 16 MiB of pages. */
 const IMAGE_SLICE_BYTES = 16 << 20
 /** Image layers of a compaction, to tell them from those of imports. */
 const COMPACTED_IMAGE_LEVEL = 2
 const RETRY_MS = 1000
+/** What does not pass by itself (a damaged layer) is not tried again at once: each time costs a compaction's work. */
+const FAILED_MS = 60_000
+const PAUSE_STEP_MS = 100
 /** A merge holds the page indexes of all its inputs, 56 bytes for each page. */
 const MERGE_PAGES_MAX = 600_000
 /** While so much redo waits to be taken in, threads are better used for that … */
@@ -85,7 +90,7 @@ export class Compactor {
         const known = toPalimpsestError(error)
         if (this.#closed || known.kind === 'fenced') return
         this.#timeline.log.warn({ err: known }, 'compaction failed; it is tried again')
-        await delay(RETRY_MS)
+        await this.#pause(known.kind === 'retry' ? RETRY_MS : FAILED_MS)
       }
     }
   }
@@ -131,15 +136,38 @@ export class Compactor {
   }
 
   async #merge(plan: CompactionPlan<LayerEntry>): Promise<void> {
-    const { manifest, env, log, id } = this.#timeline
-    const inputs = plan.inputs.map(layer => this.#timeline.source(layer))
+    const { env, log } = this.#timeline
+    const set = this.#timeline.layerSet()
     const outputs: LayerEntry[] = []
+    try {
+      await this.#mergeSlices(plan, set, outputs)
+    } catch (error) {
+      // Nobody names them.
+      for (const output of outputs) await env.layers.delete(output.key).catch(() => {})
+      throw error
+    } finally {
+      set.release()
+    }
+    await this.#commit(current => ({
+      ...current,
+      layers: replaceLayers(current.layers, plan.inputs, outputs),
+    }))
+    this.#timeline.layersChanged()
+    log.debug({ inputs: plan.inputs.length, outputs: outputs.length, lsnEnd: plan.lsnEnd }, 'layers merged')
+    await this.#timeline.readersGone()
+    for (const input of plan.inputs) await env.layers.delete(input.key)
+  }
+
+  async #mergeSlices(plan: CompactionPlan<LayerEntry>, set: LayerSet, outputs: LayerEntry[]): Promise<void> {
+    const { manifest, env, id } = this.#timeline
+    for (const input of plan.inputs) set.add(input)
     let from: { space: number; page: number } | null = null
     for (;;) {
+      await set.fetchAll()
       await this.#turn()
       const path = this.#timeline.scratchPath('merge')
-      const { summary, next }: MergeResult = await env.background.run('merge', {
-        inputs,
+      const slice: MergeInput = {
+        inputs: set.sources,
         path,
         timeline: id,
         generation: manifest.current.generation,
@@ -147,22 +175,49 @@ export class Compactor {
         lsnEnd: plan.lsnEnd,
         from,
         layerBytes: this.#policy.layerBytes,
-      })
+      }
+      const merged: MergeResult | undefined = await renewing(set, () => env.background.run('merge', slice))
+      if (merged === undefined) continue
+      const { summary, next } = merged
       const key = manifest.layerKey('delta', 1, plan.lsnStart, plan.lsnEnd)
-      if (!(await env.store.putFile(key, path))) throw internalError(`layer ${key} exists already`)
+      await this.#put(key, path)
       outputs.push(layerEntry(key, 1, summary))
       env.metrics.layerBytes.merge += summary.bytes
-      if (next === null) break
+      if (next === null) return
       from = next
     }
-    await manifest.update(current => ({
-      ...current,
-      layers: replaceLayers(current.layers, plan.inputs, outputs),
-    }))
-    this.#timeline.layersChanged()
-    log.debug({ inputs: inputs.length, outputs: outputs.length, lsnEnd: plan.lsnEnd }, 'layers merged')
-    await this.#timeline.readersGone()
-    for (const input of plan.inputs) await env.store.delete(input.key)
+  }
+
+  /** The file of a finished layer is made durable. While the store cannot be reached it is tried again: the work is done. */
+  async #put(key: string, path: string): Promise<void> {
+    try {
+      await this.#patiently(() => this.#timeline.env.layers.put(key, path))
+    } catch (error) {
+      await unlink(path).catch(() => {})
+      throw error
+    }
+  }
+
+  async #commit(change: (current: Manifest) => Manifest): Promise<void> {
+    await this.#patiently(() => this.#timeline.manifest.update(change))
+  }
+
+  async #patiently(work: () => Promise<unknown>): Promise<void> {
+    for (;;)
+      try {
+        await work()
+        return
+      } catch (error) {
+        const known = toPalimpsestError(error)
+        if (this.#closed || known.kind !== 'retry') throw known
+        this.#timeline.log.warn({ err: known }, 'storing what a compaction made failed; trying again')
+        await this.#pause(RETRY_MS)
+      }
+  }
+
+  /** Ends early when the compactor is closed. */
+  async #pause(ms: number): Promise<void> {
+    for (let waited = 0; waited < ms && !this.#closed; waited += PAUSE_STEP_MS) await delay(PAUSE_STEP_MS)
   }
 
   async #makeImages(layer: LayerEntry): Promise<void> {
@@ -178,11 +233,7 @@ export class Compactor {
           comparePages(other.last!, layer.first!) >= 0,
       )
       .sort(compareAge)
-    const costly = await env.background.run('costlyPages', {
-      layer: this.#timeline.source(layer),
-      layers: older.map(other => this.#timeline.source(other)),
-      policy: this.#policy,
-    })
+    const costly = await this.#costlyPages(layer, older)
     const images: LayerEntry[] = []
     for (let at = 0; at < costly.length; ) {
       await this.#turn()
@@ -198,8 +249,7 @@ export class Compactor {
         }
         if (requests.length === 0) continue
         const path = this.#timeline.scratchPath('images')
-        const { summary, damaged } = await env.background.run('images', {
-          layers: snapshot.layers,
+        const { summary, damaged } = await this.#writeImages(snapshot, {
           requests,
           lsn,
           path,
@@ -208,14 +258,14 @@ export class Compactor {
         })
         for (const message of damaged) log.error({ lsn }, message)
         const key = manifest.layerKey('image', COMPACTED_IMAGE_LEVEL, lsn, lsn)
-        if (!(await env.store.putFile(key, path))) throw internalError(`layer ${key} exists already`)
+        await this.#put(key, path)
         images.push(layerEntry(key, COMPACTED_IMAGE_LEVEL, summary))
         env.metrics.layerBytes.images += summary.bytes
       } finally {
         snapshot.release()
       }
     }
-    await manifest.update(current => ({
+    await this.#commit(current => ({
       ...current,
       layers: [
         ...current.layers.map(other => (other.key === layer.key ? { ...other, imagesDone: true } : other)),
@@ -224,6 +274,57 @@ export class Compactor {
     }))
     this.#timeline.layersChanged()
     log.debug({ lsn, pages: costly.length / 2, layers: images.length }, 'images made')
+  }
+
+  async #costlyPages(layer: LayerEntry, older: readonly LayerEntry[]): Promise<Uint32Array> {
+    const set = this.#timeline.layerSet()
+    try {
+      const own = set.add(layer)
+      const places = older.map(other => set.add(other))
+      await set.fetch([own])
+      for (;;) {
+        const input = {
+          layer: set.sources[own]!,
+          layers: places.map(place => set.sources[place]!),
+          policy: this.#policy,
+        }
+        const found = await renewing(set, () => this.#timeline.env.background.run('costlyPages', input))
+        if (found === undefined) await set.fetch([own])
+        else if ('missing' in found) await set.fetch(found.missing.map(at => places[at]!))
+        else return found
+        await this.#turn()
+      }
+    } finally {
+      set.release()
+    }
+  }
+
+  async #writeImages(
+    snapshot: TimelineSnapshot,
+    input: Omit<ImageSliceInput, 'layers'>,
+  ): Promise<ImageSliceResult> {
+    for (;;) {
+      const result = await this.#timeline.env.background.run('images', { ...input, layers: snapshot.layers })
+      if ('missing' in result) {
+        await snapshot.fetch(result.missing)
+        continue
+      }
+      const places = [...snapshot.layers.keys()]
+      if (!result.damaged.some(message => snapshot.renew(places, message))) return result
+      // It was made without the pages whose layers had a bad copy: again.
+      await unlink(input.path)
+    }
+  }
+}
+
+/** Undefined after damage in a copy of a layer: it is thrown away, to be fetched and read again. */
+async function renewing<T>(set: LayerSet, work: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await work()
+  } catch (error) {
+    const { kind, message } = toPalimpsestError(error)
+    if (kind === 'corrupt' && set.renew(set.sources.keys(), message)) return undefined
+    throw error
   }
 }
 

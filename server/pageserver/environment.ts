@@ -6,6 +6,7 @@ import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
 import type { ArenaPool } from './arena.ts'
+import type { LayerStore } from './layer-store.ts'
 import type { PageServerMetrics } from './metrics.ts'
 import type { PageCache } from './page-cache.ts'
 import type { PageReader } from './page-reader.ts'
@@ -14,6 +15,8 @@ export type PageServerPool = WorkerPool<typeof import('./worker.ts')>
 
 export interface PageServerEnvironment {
   readonly store: ObjectStore
+  /** Layers go into the store, and come out of it, through this. */
+  readonly layers: LayerStore
   /** Files under construction; emptied at start. */
   readonly scratchDir: string
   readonly arenas: ArenaPool

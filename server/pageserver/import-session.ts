@@ -9,7 +9,7 @@ import { type FileHandle, open, unlink } from 'node:fs/promises'
 import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../protocol/messages-import.ts'
-import { internalError, invalidError, toPalimpsestError } from '../shared/errors.ts'
+import { invalidError, toPalimpsestError } from '../shared/errors.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
 import { saveCatalogue } from './catalogue-store.ts'
 import { type LayerEntry, layerEntry } from './manifest.ts'
@@ -143,7 +143,12 @@ export class ImportSession {
       events,
     })
     const key = manifest.layerKey('image', IMPORT_IMAGE_LEVEL, this.startLsn, this.startLsn)
-    if (!(await env.store.putFile(key, path))) throw internalError(`layer ${key} exists already`)
+    try {
+      await env.layers.put(key, path)
+    } catch (error) {
+      await unlink(path).catch(() => {})
+      throw error
+    }
     this.#layers.push(layerEntry(key, IMPORT_IMAGE_LEVEL, summary))
   }
 

@@ -13,6 +13,8 @@ import type { ObjectStore } from '../shared/object-store.ts'
 import { WorkerPool, WorkerPoolMetrics } from '../shared/worker-pool.ts'
 import { ArenaMemory, ArenaPool } from './arena.ts'
 import { delay, type PageServerEnvironment, type PageServerPool } from './environment.ts'
+import { LayerCache } from './layer-cache.ts'
+import { type LayerStore, LayersInPlace } from './layer-store.ts'
 import { planMemory } from './memory-plan.ts'
 import { PageServerMetrics } from './metrics.ts'
 import { loadNodeId } from './node-id.ts'
@@ -24,13 +26,17 @@ import type { PageServerWorkerData } from './worker.ts'
 
 const FLUSH_AGE_MS = 10 * 60_000
 const HOUSEKEEPING_MS = 5_000
+const CACHE_BYTES = 10 * 2 ** 30
+/** A stop makes the last redo durable; with a store that does not answer it ends after this all the same. */
+const STORE_CLOSE_MS = 20_000
 const WORKER_START_MS = 60_000
 /** An import that nobody has gone on with for so long is given up. */
 const IMPORT_IDLE_MS = 30 * 60_000
 
 export interface PageServerOptions {
-  /** For files under construction, and this server's identity. The store is elsewhere. */
+  /** For files under construction, copies of layers, and this server's identity. The store is elsewhere. */
   readonly dataDir: string
+  /** Closed together with the page server. */
   readonly store: ObjectStore
   readonly safekeepers: readonly Address[]
   /** TLS and token towards the safekeepers. */
@@ -42,6 +48,10 @@ export interface PageServerOptions {
   readonly memoryBytes?: number | undefined
   /** Threads that index redo and make pages; default the number of cores. */
   readonly workers?: number | undefined
+  /** Disk for copies of layers, where the store is not a directory; default 10 GiB. */
+  readonly cacheBytes?: number | undefined
+  /** Timelines that damaged redo stopped are to try it again. */
+  readonly retryStopped?: boolean | undefined
   readonly flushBytes?: number | undefined
   readonly flushAgeMs?: number | undefined
 }
@@ -67,6 +77,8 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
   await mkdir(scratchDir, { recursive: true })
   const consumer = await loadNodeId(dataDir)
   const log = options.log.child({ node: consumer })
+
+  const layers = openLayers(store, join(dataDir, 'layer-cache'), options.cacheBytes ?? CACHE_BYTES, log)
 
   const memory = ArenaMemory.allocate(plan.arenaBytesTotal, plan.arenaBytes)
   const cache = new PageCache(plan.cacheBytes)
@@ -100,6 +112,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
   let cacheSpaces = 0
   const env: PageServerEnvironment = {
     store,
+    layers,
     scratchDir,
     arenas: new ArenaPool(memory),
     cache,
@@ -128,16 +141,18 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
         throw internalError('worker threads did not start in time')
       await delay(5)
     }
-    await timelines.open()
+    await timelines.open(options.retryStopped)
   } catch (error) {
+    store.close()
     await Promise.all([foreground.close(), background.close()])
     throw error
   }
-  metrics.register({ timelines, reader: env.reader, cache, arenas: env.arenas })
+  metrics.register({ timelines, reader: env.reader, cache, arenas: env.arenas, layers })
   options.listener.addService(service)
   const housekeeping = setInterval(() => {
     timelines.freezeOld(env.flushAgeMs)
     void service.imports.expire(IMPORT_IDLE_MS)
+    void timelines.retryBroken()
   }, HOUSEKEEPING_MS)
   housekeeping.unref()
   log.info({ memory: plan, threads }, 'page server started')
@@ -146,9 +161,24 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     env,
     close: async () => {
       clearInterval(housekeeping)
+      // A store that does not answer must not keep the process: what is not stored is still with the safekeeper.
+      const giveUp = setTimeout(() => store.close(), STORE_CLOSE_MS)
       await service.imports.abortAll()
       await timelines.close()
+      clearTimeout(giveUp)
+      store.close()
+      await layers.close()
       await Promise.all([foreground.close(), background.close()])
     },
   }
+}
+
+/** Any key does for the question whether objects are files. */
+const ANY_KEY = 'timelines'
+
+function openLayers(store: ObjectStore, dir: string, bytesMax: number, log: Log): LayerStore {
+  if (store.localPath(ANY_KEY) !== undefined) return new LayersInPlace(store)
+  const cache = new LayerCache(store, { dir, bytesMax, log })
+  log.info({ dir, bytesMax, bytes: cache.bytes, copies: cache.copies }, 'layer cache opened')
+  return cache
 }

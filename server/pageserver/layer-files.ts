@@ -8,13 +8,15 @@ import { existsSync } from 'node:fs'
 import { LRUCache } from 'lru-cache'
 import { EntryFlag } from '../../parser/chunk-index.ts'
 import type { Lsn } from '../../protocol/ids.ts'
+import { internalError } from '../shared/errors.ts'
 import { BlockCache } from './block-cache.ts'
 import { type EntryCallback, LayerReader } from './layer-reader.ts'
 
 /** A layer as a task names it. */
 export interface LayerSource {
   readonly kind: 'delta' | 'image'
-  readonly path: string
+  /** Undefined: its file has to be fetched before a task can read it. */
+  readonly path: string | undefined
   /**
    * Entries in (lsnStart, lsnEnd] count; for an image both are what its pages are as of. The file may have later entries:
    * where a branch reads its ancestor's layer, those belong to the ancestor alone.
@@ -22,6 +24,14 @@ export interface LayerSource {
   readonly lsnStart: Lsn
   readonly lsnEnd: Lsn
 }
+
+/** What a task answers that turned out to need layers whose files are not here: their places in the task's list. */
+export interface MissingLayers {
+  readonly missing: readonly number[]
+}
+
+/** Layers that a task asks for at once: more than it may turn out to need, so that few rounds are needed. */
+export const MISSING_LAYERS_MAX = 4
 
 /** Files open at a time in one worker; several workers must stay below the usual limit of 1024 descriptors. */
 const OPEN_FILES_MAX = 100
@@ -73,22 +83,33 @@ export class LayerFiles {
     return reader
   }
 
+  reader(layer: LayerSource): LayerReader {
+    if (layer.path === undefined)
+      throw internalError(`a layer of LSN ${layer.lsnStart} to ${layer.lsnEnd} is read that was not fetched`)
+    return this.open(layer.path)
+  }
+
   /** The page's handle in the layer, or -1. */
   find(layer: LayerSource, space: number, page: number): number {
-    return this.open(layer.path).findPage(space, page)
+    return this.reader(layer).findPage(space, page)
   }
 
   readImage(layer: LayerSource, handle: number, target: Uint8Array): void {
-    const reader = this.open(layer.path)
+    const reader = this.reader(layer)
     const bytes = reader.imageBytes(handle)
     if (bytes !== target.length)
       throw new Error(`layer ${layer.path} holds ${bytes} bytes of a page of ${target.length}`)
     reader.readImage(handle, target)
   }
 
+  /** LSN of the page's last INIT_PAGE in a delta layer, or 0. */
+  lastInit(layer: LayerSource, handle: number): Lsn {
+    return this.reader(layer).initLsn(handle)
+  }
+
   /** LSN of the newest INIT_PAGE of the page in (after, upTo], or 0. */
   newestInit(layer: LayerSource, handle: number, after: Lsn, upTo: Lsn): Lsn {
-    const reader = this.open(layer.path)
+    const reader = this.reader(layer)
     const end = least(upTo, layer.lsnEnd)
     const last = reader.initLsn(handle)
     if (last <= after) return 0 as Lsn
@@ -109,7 +130,7 @@ export class LayerFiles {
     callback: EntryCallback,
     fromInit = false,
   ): void {
-    this.open(layer.path).forEachEntry(handle, after, least(upTo, layer.lsnEnd), callback, fromInit)
+    this.reader(layer).forEachEntry(handle, after, least(upTo, layer.lsnEnd), callback, fromInit)
   }
 }
 

@@ -80,6 +80,11 @@ const manifestSchema = z.object({
     .default([]),
   /** All redo up to here is in layers; the safekeeper may trim it. */
   durableLsn: lsn,
+  /** Redo that is damaged at this LSN, where `durableLsn` ends: nothing more is taken in. */
+  stopped: z
+    .object({ lsn, message: z.string().max(4000) })
+    .nullable()
+    .default(null),
   /** LSNs with from < LSN < readableFrom cannot be read: an import copied pages while they changed. Ascending. */
   gaps: z.array(z.object({ from: lsn, readableFrom: lsn }).refine(gap => gap.from <= gap.readableFrom)),
   layers: z.array(layerSchema),
@@ -115,6 +120,12 @@ export const timelineKeys = {
   chunk: (timeline: TimelineId, sha256: string) =>
     `timelines/${timeline}/chunks/${sha256.slice(0, 2)}/${sha256}`,
 } as const
+
+/** The timeline whose object has this key. */
+export function timelineOfKey(objectKey: string): TimelineId | undefined {
+  const match = /^timelines\/([0-9a-f]{32})\//.exec(objectKey)
+  return match === null ? undefined : toTimelineId(match[1]!)
+}
 
 /** What the manifest keeps of a finished layer. */
 export function layerEntry(layerKey: string, level: number, summary: LayerSummary): LayerEntry {
@@ -210,6 +221,7 @@ export class ManifestStore {
       ...fresh,
       generation: 1,
       durableLsn: fresh.startLsn,
+      stopped: null,
       layers: [],
       ...(inherited ?? { ancestors: [], catalogue: null, files: [], gaps: [] }),
     } satisfies Record<keyof Manifest, unknown>)

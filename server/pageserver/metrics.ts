@@ -11,6 +11,8 @@ import {
   TIMELINES_MAX,
 } from '../shared/metrics.ts'
 import type { ArenaPool } from './arena.ts'
+import { LayerCache } from './layer-cache.ts'
+import type { LayerStore } from './layer-store.ts'
 import type { PageCache } from './page-cache.ts'
 import type { PageReader } from './page-reader.ts'
 import type { Timeline } from './timeline.ts'
@@ -54,10 +56,12 @@ export class PageServerMetrics {
     readonly reader: PageReader
     readonly cache: PageCache
     readonly arenas: ArenaPool
+    readonly layers: LayerStore
   }): void {
-    const { timelines, reader, cache, arenas } = server
+    const { timelines, reader, cache, arenas, layers } = server
     const part = this.#part
     this.#registerTimelines(timelines)
+    if (layers instanceof LayerCache) this.#registerLayerCache(layers)
     part.sampledCounter('ingested_bytes_total', 'bytes of redo taken into memtables', [], put =>
       put(this.ingestedBytes),
     )
@@ -84,6 +88,25 @@ export class PageServerMetrics {
       put(arenas.freeCount * arenas.arenaBytes, 'free')
       put((arenas.total - arenas.freeCount) * arenas.arenaBytes, 'used')
     })
+  }
+
+  /** Only where the store is not a directory. */
+  #registerLayerCache(layers: LayerCache): void {
+    const part = this.#part
+    part.sampledGauge('layer_cache_bytes', 'copies of layers on the local disk', [], put => put(layers.bytes))
+    part.sampledGauge('layer_cache_limit_bytes', '--cache-size', [], put => put(layers.bytesMax))
+    part.sampledCounter('layer_cache_hits_total', 'layers found on the local disk', [], put =>
+      put(layers.hits),
+    )
+    part.sampledCounter('layer_fetches_total', 'layers fetched from the store', [], put =>
+      put(layers.fetches),
+    )
+    part.sampledCounter('layer_fetched_bytes_total', 'bytes of layers fetched from the store', [], put =>
+      put(layers.fetchedBytes),
+    )
+    part.sampledCounter('layer_evictions_total', 'copies of layers given up for others', [], put =>
+      put(layers.evictions),
+    )
   }
 
   #registerTimelines(timelines: Timelines): void {

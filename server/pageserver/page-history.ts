@@ -8,7 +8,7 @@ import { RecordCursor, RecordType } from '../../parser/record-decoder.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import type { HistoryEntry } from '../../protocol/messages-page.ts'
 import { type ArenaMemory, NO_WORD } from './arena.ts'
-import type { LayerFiles, LayerSource } from './layer-files.ts'
+import { type LayerFiles, type LayerSource, MISSING_LAYERS_MAX, type MissingLayers } from './layer-files.ts'
 import type { PageRequest } from './reconstruct.ts'
 import { RunCursor } from './run-index.ts'
 
@@ -56,7 +56,7 @@ export class HistoryReader {
     this.#runs = new RunCursor(arenas)
   }
 
-  read(input: PageHistoryInput): PageHistoryResult {
+  read(input: PageHistoryInput): PageHistoryResult | MissingLayers {
     const { request, layers, toLsn, limit } = input
     const fromLsn = Math.max(input.fromLsn, request.trimLsn) as Lsn
     const found: HistoryEntry[] = []
@@ -74,13 +74,17 @@ export class HistoryReader {
         push(found, changes)
       }
     const { space, page } = request
-    for (const place of request.layers) {
+    for (const [i, place] of request.layers.entries()) {
       if (found.length > limit) break
       const layer = layers[place]!
+      if (layer.path === undefined) {
+        const missing = request.layers.slice(i).filter(at => layers[at]!.path === undefined)
+        return { missing: missing.slice(0, MISSING_LAYERS_MAX) }
+      }
       const handle = this.#files.find(layer, space, page)
       if (handle < 0) continue
       if (layer.kind === 'image') {
-        const reader = this.#files.open(layer.path)
+        const reader = this.#files.reader(layer)
         const lsn = reader.imagePageLsn(handle)
         if (lsn > fromLsn && lsn <= toLsn)
           found.push({ lsn, kind: 'image', bytes: reader.imageBytes(handle), recordTypes: [] })

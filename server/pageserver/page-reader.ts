@@ -8,10 +8,11 @@
 
 import { formatPageId, type Lsn } from '../../protocol/ids.ts'
 import { PageStatus } from '../../protocol/messages-page.ts'
-import { internalError, retryError } from '../shared/errors.ts'
+import { internalError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
-import type { LayerSource } from './layer-files.ts'
+import type { LayerSource, MissingLayers } from './layer-files.ts'
 import type { PageCache } from './page-cache.ts'
+import type { PageHistoryInput, PageHistoryResult } from './page-history.ts'
 import type { PageRequest } from './reconstruct.ts'
 import type { MakePageResult } from './worker.ts'
 
@@ -21,6 +22,10 @@ const TASK_PAGES_MAX = 16
 /** Everything a worker must be told to make pages of a timeline at one LSN; frozen in time until `release`. */
 export interface ReadSnapshot {
   readonly layers: readonly LayerSource[]
+  /** Has the files of these layers brought here; they stay until `release`. */
+  fetch(places: readonly number[]): Promise<void>
+  /** After damage in one of these layers: true if that was a bad copy, so that it is worth trying again. */
+  renew(places: readonly number[], message: string): boolean
   /** The request for a page, or the status that it has instead. */
   request(space: number, page: number): PageRequest | PageStatus
   release(): void
@@ -192,40 +197,87 @@ export class PageReader {
     status: Uint8Array,
   ): Promise<void> {
     const { cache } = this
+    let rest = [...batch]
+    try {
+      while (rest.length > 0) {
+        const results = await this.#makeOnce(lsn, snapshot, rest)
+        const again: typeof rest = []
+        const wanted = new Set<number>()
+        for (const [i, page] of rest.entries()) {
+          const made = results[i]!
+          if ('missing' in made) {
+            for (const layer of made.missing) wanted.add(layer)
+            again.push(page)
+          } else if ('error' in made) {
+            // Copies of layers may be damaged where the layers are not.
+            if (snapshot.renew(page.request.layers, made.error)) {
+              again.push(page)
+              continue
+            }
+            cache.fail(page.slot)
+            status[page.index] = PageStatus.CORRUPT
+            this.damaged++
+            timeline.pageDamaged(made.error, made.lsn)
+          } else {
+            cache.fill(page.slot, made)
+            slots[page.index] = page.slot
+          }
+        }
+        // First of all, so that the slots of these fail if the layers cannot be fetched.
+        rest = again
+        await snapshot.fetch([...wanted])
+      }
+    } catch (error) {
+      for (const { slot } of rest) cache.fail(slot)
+      throw error
+    }
+  }
+
+  /** One task. Places of layers that it misses are those of the snapshot. */
+  async #makeOnce(
+    lsn: Lsn,
+    snapshot: ReadSnapshot,
+    batch: readonly { slot: number; request: PageRequest }[],
+  ): Promise<MakePageResult[]> {
     // Only the layers that these pages may be in travel with the task.
     const layers: LayerSource[] = []
     const places = new Map<number, number>()
-    const requests = batch.map(({ slot, request }) => ({
+    const originals: number[] = []
+    const pages = batch.map(({ slot, request }) => ({
       ...request,
-      at: cache.offset(slot),
+      at: this.cache.offset(slot),
       layers: request.layers.map(layer => {
         let place = places.get(layer)
         if (place === undefined) {
           place = layers.push(snapshot.layers[layer]!) - 1
           places.set(layer, place)
+          originals.push(layer)
         }
         return place
       }),
     }))
-    let results: MakePageResult[]
-    try {
-      results = await this.#workers.run('makePages', { lsn, layers, pages: requests })
-    } catch (error) {
-      for (const { slot } of batch) cache.fail(slot)
-      throw error
-    }
-    for (let i = 0; i < batch.length; i++) {
-      const { index, slot } = batch[i]!
-      const made = results[i]!
-      if ('error' in made) {
-        cache.fail(slot)
-        status[index] = PageStatus.CORRUPT
-        this.damaged++
-        timeline.pageDamaged(made.error, made.lsn)
-      } else {
-        cache.fill(slot, made)
-        slots[index] = slot
+    const results = await this.#workers.run('makePages', { lsn, layers, pages })
+    return results.map(made =>
+      'missing' in made ? { missing: made.missing.map(place => originals[place]!) } : made,
+    )
+  }
+
+  /** The changes of a page, newest first. */
+  async history(
+    snapshot: ReadSnapshot,
+    question: Omit<PageHistoryInput, 'layers'>,
+  ): Promise<PageHistoryResult> {
+    for (;;) {
+      let result: PageHistoryResult | MissingLayers
+      try {
+        result = await this.#workers.run('pageHistory', { ...question, layers: snapshot.layers })
+      } catch (error) {
+        const { kind, message } = toPalimpsestError(error)
+        if (kind === 'corrupt' && snapshot.renew(question.request.layers, message)) continue
+        throw error
       }
+      if (!('missing' in result)) return result
+      await snapshot.fetch(result.missing)
     }
   }
 }

@@ -17,7 +17,6 @@ import type { Handlers, IncomingRequest, RequestContext, Service } from '../shar
 import type { PageServerEnvironment } from './environment.ts'
 import { FileService } from './file-service.ts'
 import { IMPORT_IMAGE_LEVEL, ImportSessions } from './import-session.ts'
-import type { LayerSource } from './layer-files.ts'
 import type { ReadPages } from './page-reader.ts'
 import { lsnAtTime, timeAtLsn } from './time-queries.ts'
 import type { Timeline } from './timeline.ts'
@@ -236,17 +235,12 @@ export class PageService implements Service {
             : `tablespace ${message.space} has no page ${message.page} at LSN ${toLsn}`,
         )
       // Images that a compaction made are no changes.
-      const imports = new Set<string>()
-      for (let of: Timeline | undefined = timeline; of !== undefined; of = of.ancestor?.timeline)
-        for (const layer of of.layers)
-          if (layer.kind === 'image' && layer.level === IMPORT_IMAGE_LEVEL) imports.add(of.source(layer).path)
-      const all = snapshot.layers as readonly LayerSource[]
-      const { entries, complete } = await this.#env.foreground.run('pageHistory', {
-        request: {
-          ...request,
-          layers: request.layers.filter(at => all[at]!.kind === 'delta' || imports.has(all[at]!.path)),
-        },
-        layers: all,
+      const layers = request.layers.filter(at => {
+        const { kind, level } = snapshot.entries[at]!
+        return kind === 'delta' || level === IMPORT_IMAGE_LEVEL
+      })
+      const { entries, complete } = await this.#env.reader.history(snapshot, {
+        request: { ...request, layers },
         fromLsn: message.fromLsn,
         toLsn,
         limit: Math.min(message.limit, HISTORY_LIMIT_MAX),

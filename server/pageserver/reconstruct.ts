@@ -22,7 +22,7 @@ import { crc32c } from '../../protocol/crc32c.ts'
 import { formatPageId, LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
 import { corruptError, PalimpsestError } from '../shared/errors.ts'
 import { type ArenaMemory, NO_WORD } from './arena.ts'
-import type { LayerFiles, LayerSource } from './layer-files.ts'
+import { type LayerFiles, type LayerSource, MISSING_LAYERS_MAX, type MissingLayers } from './layer-files.ts'
 import { RunCursor } from './run-index.ts'
 
 /** One page to make. Everything that can change was looked up by the main thread when it made the request. */
@@ -81,9 +81,15 @@ export class Reconstructor {
 
   /**
    * @param target where the page goes: exactly its physical size
+   * @returns the page, or the layers to be fetched before it can be made
    * @throws PalimpsestError of kind corrupt, naming page and LSN, when redo or layer are damaged or do not fit the page
    */
-  make(request: PageRequest, layers: readonly LayerSource[], lsn: Lsn, target: Uint8Array): MadePage {
+  make(
+    request: PageRequest,
+    layers: readonly LayerSource[],
+    lsn: Lsn,
+    target: Uint8Array,
+  ): MadePage | MissingLayers {
     const format = parseSpaceFlags(request.flags)
     const page = this.#buffer.subarray(0, format.physicalSize)
     const { space, page: pageNo, runs } = request
@@ -95,19 +101,35 @@ export class Reconstructor {
       let floor = request.trimLsn
       let image: Found | undefined
       const deltas: Found[] = []
+      const missing: number[] = []
+      // What ended before the newest INIT_PAGE that is known of is void, unless an image lies above that.
+      let known = request.layers.length === 0 ? LSN_ZERO : this.#newestInit(runs, deltas, floor, lsn)
       for (const at of request.layers) {
         const layer = layers[at]!
-        if (layer.lsnEnd <= floor || (layer.kind === 'image' ? layer.lsnEnd > lsn : layer.lsnStart >= lsn))
+        if (
+          layer.lsnEnd <= floor ||
+          layer.lsnEnd < known ||
+          (layer.kind === 'image' ? layer.lsnEnd > lsn : layer.lsnStart >= lsn)
+        )
           continue
+        if (layer.path === undefined) {
+          missing.push(at)
+          if (missing.length === MISSING_LAYERS_MAX) break
+          continue
+        }
         const handle = this.#files.find(layer, space, pageNo)
         if (handle < 0) continue
         if (layer.kind === 'delta') {
           deltas.push({ layer, handle })
+          const init = this.#files.lastInit(layer, handle)
+          // A branch's ancestor may have initialised it later.
+          if (init <= lsn && init <= layer.lsnEnd && init > known) known = init
         } else {
           image = { layer, handle }
           floor = layer.lsnEnd
         }
       }
+      if (missing.length > 0) return { missing }
       const init = this.#newestInit(runs, deltas, floor, lsn)
       if (image !== undefined && init === LSN_ZERO) {
         this.#files.readImage(image.layer, image.handle, page)

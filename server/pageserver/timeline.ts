@@ -20,6 +20,7 @@ import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { PageStatus } from '../../protocol/messages-page.ts'
 import type { TimelineState } from '../../protocol/messages-timeline.ts'
 import {
+  corruptError,
   fencedError,
   internalError,
   invalidError,
@@ -35,9 +36,17 @@ import { LayerMap } from './core/layer-map.ts'
 import type { TimeMap } from './core/time-map.ts'
 import { delay, type PageServerEnvironment } from './environment.ts'
 import { type LinkedRange, RedoIngest } from './ingest.ts'
+import { type LayerExtras, readLayerExtras } from './layer-extras.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
-import type { LayerSource } from './layer-files.ts'
-import { type LayerEntry, layerEntry, type ManifestGap, type ManifestStore } from './manifest.ts'
+import { LayerSet, missingLayer } from './layer-store.ts'
+import {
+  type LayerEntry,
+  layerEntry,
+  type Manifest,
+  type ManifestGap,
+  ManifestStore,
+  timelineOfKey,
+} from './manifest.ts'
 import { Memtable } from './memtable.ts'
 import type { ReadableTimeline, ReadSnapshot } from './page-reader.ts'
 import type { PageRequest } from './reconstruct.ts'
@@ -62,6 +71,11 @@ export interface TimelineParts {
   readonly files: CapturedFiles
   /** Of a branch: whose pages are its own up to and including this LSN. */
   readonly ancestor?: Ancestor | undefined
+}
+
+/** What can be read at one LSN, with the layers as the manifest names them: at the same places as `layers`. */
+export interface TimelineSnapshot extends ReadSnapshot {
+  readonly entries: readonly LayerEntry[]
 }
 
 export interface Ancestor {
@@ -118,11 +132,13 @@ export class Timeline implements ReadableTimeline {
     this.committedLsn = current.durableLsn
     this.#open = new Memtable(env.arenas, current.durableLsn)
     this.#layers = new LayerMap(current.layers)
+    if (current.stopped !== null) this.#stopped = corruptError(current.stopped.message, current.stopped.lsn)
     this.ingest = new RedoIngest(env.arenas, env.foreground, current.innodbPageSize, current.durableLsn, {
       link: range => this.#link(range),
       stopped: error => this.stop(error),
       starved: () => env.arenasStarved(),
     })
+    if (this.#stopped !== undefined) this.ingest.close()
   }
 
   // Where it stands.
@@ -266,6 +282,39 @@ export class Timeline implements ReadableTimeline {
       waiter.reject(this.#stoppedError(waiter.lsn))
     }
     this.onStopped()
+    if (error.kind === 'corrupt') this.#rememberStop()
+  }
+
+  /**
+   * A restart must not begin where the damage is as if nothing were known of it. What came before it is made durable first,
+   * or else it could not be read any more: with the last memtable's manifest, or with one of its own if that is durable
+   * already.
+   */
+  #rememberStop(): void {
+    this.freeze()
+    this.#commits = this.#commits
+      .then(async () => {
+        while (this.manifest.current.stopped === null && this.durableLsn === this.#ingestedLsn)
+          try {
+            await this.manifest.update(current => ({
+              ...current,
+              stopped: this.#stoppedAt(current.durableLsn),
+            }))
+          } catch (error) {
+            await this.#retryOrThrow(
+              error,
+              'noting in the manifest that the redo is damaged failed; trying again',
+            )
+          }
+      })
+      .catch(error => this.#flushFailed(error))
+  }
+
+  /** What the manifest is to say once everything up to the damage is durable. */
+  #stoppedAt(durableLsn: Lsn): Manifest['stopped'] {
+    const error = this.#stopped
+    if (error?.kind !== 'corrupt' || durableLsn !== this.#ingestedLsn) return null
+    return { lsn: error.lsn ?? durableLsn, message: error.message.slice(0, 4000) }
   }
 
   #stoppedError(lsn: Lsn): PalimpsestError {
@@ -398,7 +447,7 @@ export class Timeline implements ReadableTimeline {
     const key = this.manifest.layerKey('delta', 0, memtable.beginLsn, memtable.endLsn)
     for (;;) {
       try {
-        await this.env.store.putFile(key, path)
+        await this.env.layers.put(key, path)
         break
       } catch (error) {
         await this.#retryOrThrow(error, 'storing a layer failed; trying again')
@@ -410,6 +459,7 @@ export class Timeline implements ReadableTimeline {
         await this.manifest.update(current => ({
           ...current,
           durableLsn: memtable.endLsn,
+          stopped: this.#stoppedAt(memtable.endLsn),
           layers: [...current.layers, entry],
         }))
         break
@@ -516,22 +566,21 @@ export class Timeline implements ReadableTimeline {
   }
 
   /** Everything from which a page can be made as of `lsn`, which must be above the ancestor's. */
-  snapshot(lsn: Lsn): ReadSnapshot {
+  snapshot(lsn: Lsn): TimelineSnapshot {
     const memtables: Memtable[] = []
     if (this.#open.beginLsn < lsn && !this.#open.isEmpty) memtables.push(this.#open)
     for (let i = this.#frozen.length - 1; i >= 0; i--)
       if (this.#frozen[i]!.beginLsn < lsn) memtables.push(this.#frozen[i]!)
     for (const memtable of memtables) memtable.acquire()
     const map = this.#layers
-    const places = new Map<LayerEntry, number>()
-    const sources: LayerSource[] = []
+    const set = this.guardedLayers()
     const found: LayerEntry[] = []
     const inherited = this.ancestor?.timeline.snapshot(this.ancestor.lsn)
-    const inheritedPlaces = new Map<number, number>()
-    const { promise, resolve } = Promise.withResolvers<void>()
-    this.#snapshots.add(promise)
     return {
-      layers: sources,
+      layers: set.sources,
+      entries: set.entries,
+      fetch: places => set.fetch(places),
+      renew: (places, message) => set.renew(places, message),
       request: (space, page) => {
         const at = this.catalogue.spaceAt(space, lsn)
         if (at?.flags === undefined) return PageStatus.MISSING_SPACE
@@ -544,24 +593,14 @@ export class Timeline implements ReadableTimeline {
         }
         found.length = 0
         map.candidates(space, page, lsn, trimLsn, found)
-        const layers = found.map(entry => {
-          let place = places.get(entry)
-          if (place === undefined) {
-            place = sources.push(this.source(entry)) - 1
-            places.set(entry, place)
-          }
-          return place
-        })
+        const layers = found.map(entry => set.add(entry))
         // What the ancestor has of the page is durable up to the branch: it lies in layers only.
         const before = inherited?.request(space, page)
         if (typeof before === 'object')
           for (const at of before.layers) {
-            let place = inheritedPlaces.get(at)
-            if (place === undefined) {
-              place = sources.push(upTo(inherited!.layers[at]!, this.ancestor!.lsn)) - 1
-              inheritedPlaces.set(at, place)
-            }
-            layers.push(place)
+            const { lsnEnd } = inherited!.layers[at]!
+            const { lsn: branchLsn } = this.ancestor!
+            layers.push(set.add(inherited!.entries[at]!, Math.min(lsnEnd, branchLsn) as Lsn))
           }
         const request: PageRequest = {
           space,
@@ -577,16 +616,50 @@ export class Timeline implements ReadableTimeline {
       release: () => {
         for (const memtable of memtables) memtable.release()
         inherited?.release()
-        this.#snapshots.delete(promise)
-        resolve()
+        set.release()
       },
     }
   }
 
-  source(entry: LayerEntry): LayerSource {
-    const path = this.env.store.localPath(entry.key)
-    if (path === undefined) throw internalError(`layer ${entry.key} has no local file`)
-    return { kind: entry.kind, path, lsnStart: entry.lsnStart, lsnEnd: entry.lsnEnd }
+  /** Layers to work with. It is for the caller to see that they are not deleted meanwhile. */
+  layerSet(): LayerSet {
+    return new LayerSet(this.env.layers, (error, layer) => this.#cannotFetch(error, layer))
+  }
+
+  /** Layers that `readersGone` waits for. */
+  guardedLayers(): LayerSet {
+    const set = this.layerSet()
+    this.#snapshots.add(set.done)
+    void set.done.then(() => this.#snapshots.delete(set.done))
+    return set
+  }
+
+  /** What a layer holds beside pages. It must be one that the manifest names at this moment. */
+  async layerExtras(entry: LayerEntry): Promise<LayerExtras> {
+    const set = this.guardedLayers()
+    try {
+      return await readLayerExtras(this.env, set, entry)
+    } finally {
+      set.release()
+    }
+  }
+
+  /** A layer that is not in the store is either lost, or another page server has replaced it. */
+  async #cannotFetch(error: unknown, layer: LayerEntry): Promise<PalimpsestError> {
+    const known = toPalimpsestError(error)
+    if (known.kind !== 'refresh') return known
+    const owner = timelineOfKey(layer.key)
+    try {
+      const now = owner && (await ManifestStore.read(this.env.store, owner))
+      if (now?.layers.some(other => other.key === layer.key)) return missingLayer(layer.key, this.env.store)
+    } catch (failure) {
+      return toPalimpsestError(failure)
+    }
+    if (owner === this.id)
+      this.stop(
+        fencedError(`another page server owns timeline ${this.name}: it has replaced layer ${layer.key}`),
+      )
+    return retryError(`${known.message}: another page server owns timeline ${this.name}; ask that one`)
   }
 
   /** Resolves when nobody reads any more what could be read at the time of the call. */
@@ -619,6 +692,3 @@ export class Timeline implements ReadableTimeline {
 }
 
 /** Of an ancestor's layer only what lies at or before the LSN where the branch begins. */
-function upTo(layer: LayerSource, lsn: Lsn): LayerSource {
-  return layer.lsnEnd > lsn ? { ...layer, lsnEnd: lsn } : layer
-}

@@ -10,6 +10,8 @@ import { Compactor } from './compactor.ts'
 import { Catalogue } from './core/catalogue.ts'
 import { TimeMap } from './core/time-map.ts'
 import { atMost, type PageServerEnvironment } from './environment.ts'
+import { readLayerExtras } from './layer-extras.ts'
+import { LayerSet, missingLayer } from './layer-store.ts'
 import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
 import { type Ancestor, Timeline } from './timeline.ts'
 import { WalFollower } from './wal-follower.ts'
@@ -29,6 +31,8 @@ export class Timelines {
   readonly #hosts = new Map<TimelineId, TimelineHost>()
   /** Timelines that could not be opened, and why: their requests are told. */
   readonly #broken = new Map<TimelineId, PalimpsestError>()
+  #retryStopped = false
+  #retrying = false
   /** Creations and deletions, one after the other. */
   #changes: Promise<unknown> = Promise.resolve()
 
@@ -36,8 +40,13 @@ export class Timelines {
     this.#env = env
   }
 
-  /** Opens everything that the store holds. A timeline that cannot be opened does not keep the others from it. */
-  async open(): Promise<void> {
+  /**
+   * Opens everything that the store holds. A timeline that cannot be opened does not keep the others from it.
+   *
+   * @param retryStopped timelines that damaged redo stopped take it in again, as if it had not been
+   */
+  async open(retryStopped = false): Promise<void> {
+    this.#retryStopped = retryStopped
     const claimed: ManifestStore[] = []
     for (const id of await listTimelines(this.#env.store)) {
       try {
@@ -50,22 +59,45 @@ export class Timelines {
     // Ancestors before their branches.
     claimed.sort((a, b) => a.current.ancestors.length - b.current.ancestors.length)
     for (const manifest of claimed) {
-      const id = manifest.current.timeline
       try {
-        const removed = await manifest.removeOrphans()
-        if (removed.length > 0)
-          this.#env.log.info(
-            { timeline: id, objects: removed.length },
-            'removed objects of an interrupted write',
-          )
-        const catalogue = await loadCatalogue(this.#env.store, manifest.current, layer => this.#events(layer))
-        const files = await CapturedFiles.load(this.#env.store, manifest.current)
-        const ancestor = this.#ancestorOf(manifest)
-        this.#host(new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files, ancestor }))
+        await this.#takeOver(manifest)
       } catch (error) {
-        this.#cannotOpen(id, error)
+        this.#cannotOpen(manifest.current.timeline, error)
       }
     }
+  }
+
+  /** What a timeline needs that has just been claimed. */
+  async #takeOver(manifest: ManifestStore): Promise<void> {
+    const removed = await manifest.removeOrphans()
+    if (removed.length > 0)
+      this.#env.log.info(
+        { timeline: manifest.current.timeline, objects: removed.length },
+        'removed objects of an interrupted write',
+      )
+    if (this.#retryStopped && manifest.current.stopped !== null)
+      await manifest.update(current => ({ ...current, stopped: null }))
+    await this.#load(manifest)
+  }
+
+  /** Opens those that could not be opened for a reason that passes: the store was out of reach. To be called now and then. */
+  async retryBroken(): Promise<void> {
+    const passing = [...this.#broken].filter(([, error]) => error.kind === 'retry').map(([id]) => id)
+    if (passing.length === 0 || this.#retrying) return
+    this.#retrying = true
+    await this.#inTurn(async () => {
+      for (const id of passing)
+        try {
+          const manifest = await ManifestStore.claim(this.#env.store, id)
+          if (manifest !== undefined) await this.#takeOver(manifest)
+          this.#broken.delete(id)
+          this.#env.log.info({ timeline: id }, 'a timeline could be opened after all')
+        } catch (error) {
+          this.#cannotOpen(id, error)
+        }
+    }).finally(() => {
+      this.#retrying = false
+    })
   }
 
   #cannotOpen(id: TimelineId, error: unknown): void {
@@ -80,10 +112,26 @@ export class Timelines {
     return nearest && { timeline: this.get(nearest.timeline), lsn: nearest.lsn }
   }
 
+  async #load(manifest: ManifestStore): Promise<Timeline> {
+    const catalogue = await loadCatalogue(this.#env.store, manifest.current, layer => this.#events(layer))
+    const files = await CapturedFiles.load(this.#env.store, manifest.current)
+    const ancestor = this.#ancestorOf(manifest)
+    const timeline = new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files, ancestor })
+    this.#host(timeline)
+    return timeline
+  }
+
+  /** Nobody deletes the layer meanwhile: the timeline has just been claimed. */
   async #events(layer: LayerEntry) {
-    const path = this.#env.store.localPath(layer.key)
-    if (path === undefined) return []
-    return (await this.#env.background.run('layerExtras', { path })).events
+    const set = new LayerSet(this.#env.layers, async error => {
+      const known = toPalimpsestError(error)
+      return known.kind === 'refresh' ? missingLayer(layer.key, this.#env.store) : known
+    })
+    try {
+      return (await readLayerExtras(this.#env, set, layer)).events
+    } finally {
+      set.release()
+    }
   }
 
   #host(timeline: Timeline): void {
@@ -167,10 +215,7 @@ export class Timelines {
       }
       this.#checkNameFree(name)
       const manifest = await createBranch(this.#env.store, this.get(request.ancestor), request)
-      const catalogue = await loadCatalogue(this.#env.store, manifest.current, layer => this.#events(layer))
-      const files = await CapturedFiles.load(this.#env.store, manifest.current)
-      const ancestor = this.#ancestorOf(manifest)
-      this.#host(new Timeline(this.#env, { manifest, catalogue, times: new TimeMap(), files, ancestor }))
+      const { ancestor } = await this.#load(manifest)
       this.#env.log.info({ timeline: id, name, ancestor: ancestor?.timeline.id, lsn }, 'branch created')
     })
   }

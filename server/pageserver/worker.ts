@@ -26,7 +26,7 @@ import {
 import { type FlushInput, flushMemtable } from './flush.ts'
 import { type ImportSpoolInput, layerFromSpool } from './import-layer.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
-import { LayerFiles, type LayerSource } from './layer-files.ts'
+import { LayerFiles, type LayerSource, type MissingLayers } from './layer-files.ts'
 import { HistoryReader, type PageHistoryInput, type PageHistoryResult } from './page-history.ts'
 import { type MadePage, type PageRequest, Reconstructor } from './reconstruct.ts'
 import { RangeWriter } from './run-index.ts'
@@ -120,8 +120,11 @@ export interface MakePagesInput {
   readonly pages: readonly (PageRequest & { readonly at: number })[]
 }
 
-/** A page, or why it could not be made. */
-export type MakePageResult = MadePage | { readonly error: string; readonly lsn: Lsn | undefined }
+/** A page, or what it needs, or why it could not be made. */
+export type MakePageResult =
+  | MadePage
+  | MissingLayers
+  | { readonly error: string; readonly lsn: Lsn | undefined }
 
 /** Makes pages as of one LSN and puts them into slots of the page cache. A damaged page does not spoil the others. */
 export const makePages = task((input: MakePagesInput): MakePageResult[] => {
@@ -140,7 +143,9 @@ export const makePages = task((input: MakePagesInput): MakePageResult[] => {
 
 export const flush = task((input: FlushInput): LayerSummary => flushMemtable(arenas, input))
 
-export const pageHistory = task((input: PageHistoryInput): PageHistoryResult => historyReader.read(input))
+export const pageHistory = task((input: PageHistoryInput): PageHistoryResult | MissingLayers =>
+  historyReader.read(input),
+)
 
 /** Turns the pages that an import has spooled into an image layer. */
 export const importLayer = task((input: ImportSpoolInput): LayerSummary => layerFromSpool(input))
@@ -159,8 +164,12 @@ export const merge = task((input: MergeInput): MergeResult => {
   return mergeLayers(layerFiles, input)
 })
 
-export const costlyPages = task((input: CostlyPagesInput): Uint32Array => findCostlyPages(layerFiles, input))
+export const costlyPages = task((input: CostlyPagesInput): Uint32Array | MissingLayers =>
+  findCostlyPages(layerFiles, input),
+)
 
-export const images = task((input: ImageSliceInput): ImageSliceResult => writeImages(reconstructor, input))
+export const images = task((input: ImageSliceInput): ImageSliceResult | MissingLayers =>
+  writeImages(reconstructor, input),
+)
 
 Atomics.add(new Int32Array(data.started), 0, 1)

@@ -27,7 +27,9 @@ import {
 import { type PageServer, startPageServer } from '../../server/pageserver/index.ts'
 import { Listener } from '../../server/shared/listener.ts'
 import { createLog, silentLog } from '../../server/shared/log.ts'
+import type { ObjectStore } from '../../server/shared/object-store.ts'
 import { LocalObjectStore } from '../../server/shared/object-store-local.ts'
+import { S3ObjectStore, type S3StoreOptions } from '../../server/shared/object-store-s3.ts'
 import { readTarZst } from './fixture-tar.ts'
 import { NaiveReplay } from './naive-replay.ts'
 import { loadGoldenLog, type PageSizeName } from './redo-fixtures.ts'
@@ -96,12 +98,19 @@ export function* chunksOf(log: GoldenLog, size: () => number): Generator<Uint8Ar
   }
 }
 
+export function openStore(dir: string, s3: S3StoreOptions | undefined): Promise<ObjectStore> {
+  return s3 === undefined ? LocalObjectStore.open(join(dir, 'store')) : S3ObjectStore.open(s3)
+}
+
 export interface RigOptions {
   /** The page server runs in a process of its own, which `kill` ends without warning. */
   readonly ownProcess?: boolean
   readonly memoryBytes?: number
   readonly flushBytes?: number
   readonly workers?: number
+  /** Instead of a directory. */
+  readonly s3?: S3StoreOptions
+  readonly cacheBytes?: number
 }
 
 export class Rig {
@@ -132,7 +141,8 @@ export class Rig {
     await this.#listener.listen()
     this.server = await startPageServer({
       dataDir: join(this.dir, 'pageserver'),
-      store: await LocalObjectStore.open(join(this.dir, 'store')),
+      store: await openStore(this.dir, this.#options.s3),
+      cacheBytes: this.#options.cacheBytes,
       safekeepers: [{ host: '127.0.0.1', port: this.#walListener.port }],
       listener: this.#listener,
       log,
@@ -145,7 +155,8 @@ export class Rig {
 
   async #startChild(walPort: number): Promise<void> {
     const script = fileURLToPath(new URL('page-server-process.ts', import.meta.url))
-    const args = [script, this.dir, String(walPort), String(this.#options.flushBytes ?? 0)]
+    const { flushBytes, s3, cacheBytes } = this.#options
+    const args = [script, this.dir, String(walPort), JSON.stringify({ flushBytes, s3, cacheBytes })]
     const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
     this.#child = child
     const [line] = (await once(child.stdout, 'data')) as [Buffer]
@@ -168,6 +179,11 @@ export class Rig {
     await this.#listener?.close()
     await this.server?.close()
     this.server = undefined
+  }
+
+  /** Everything that the page server has on its own disk: nothing of it is the truth. */
+  loseLocalFiles(): void {
+    rmSync(join(this.dir, 'pageserver'), { recursive: true })
   }
 
   async destroy(): Promise<void> {

@@ -91,12 +91,15 @@ export class TimeMap {
    */
   async timeAt(lsn: Lsn, layers: readonly TimedLayer[], load: LoadSamples): Promise<TimeSample | undefined> {
     const timed = newestFirst(layers).reverse()
+    // As they are now, with these layers: a flush meanwhile forgets samples that lie in a layer which is not among them.
+    const samples = this.#samples
+    const latest = this.#latest
     for (const layer of timed) {
       if (layer.lsnEnd < lsn) continue
       const found = (await load(layer.key)).find(sample => sample.lsn >= lsn)
       if (found !== undefined) return found
     }
-    const inMemory = this.#samples.find(sample => sample.lsn >= lsn) ?? this.#latest ?? this.#samples.at(-1)
+    const inMemory = samples.find(sample => sample.lsn >= lsn) ?? latest ?? samples.at(-1)
     if (inMemory !== undefined) return inMemory
     const last = timed.at(-1)
     return last && (await load(last.key)).at(-1)

@@ -171,6 +171,7 @@ t.test('what is no manifest of ours is refused, with the field at fault', async 
     ...fresh,
     generation: 1,
     durableLsn: 100 as Lsn,
+    stopped: null,
     ancestors: [],
     gaps: [],
     layers: [],

@@ -1,0 +1,35 @@
+/** Options of the commands that keep something in an object store. */
+import type { Command } from 'commander'
+import { S3_CHECKSUMS, type S3Checksums, type S3Options } from '../shared/s3-requests.ts'
+
+export interface StoreOptions {
+  s3Endpoint?: string
+  s3Region?: string
+  s3PathStyle: boolean
+  s3Checksums?: S3Checksums
+}
+
+/** Credentials are not among them: they come from where the SDK looks (docs/operations.md). */
+export function addStoreOptions(command: Command): Command {
+  return command
+    .option('--s3-endpoint <URL>', "an S3 service that is not Amazon's, such as http://127.0.0.1:7480")
+    .option('--s3-region <REGION>', 'region of the bucket (default: what the environment says)')
+    .option('--s3-path-style', 'put the bucket into the path, not into the host name', false)
+    .addOption(
+      command
+        .createOption(
+          '--s3-checksums <KIND>',
+          'how uploads are guarded (default: aws, or md5 with an endpoint of your own, which every service knows)',
+        )
+        .choices(S3_CHECKSUMS),
+    )
+}
+
+export function s3Options(options: StoreOptions): S3Options {
+  return {
+    endpoint: options.s3Endpoint,
+    region: options.s3Region,
+    pathStyle: options.s3PathStyle,
+    checksums: options.s3Checksums,
+  }
+}
