@@ -40,6 +40,8 @@ export interface AttachOptions extends ServerOptions {
   readonly datadir: string
   /** Name of the timeline; made if there is none. */
   readonly timeline: string
+  /** Id for it if it is made; random unless told. */
+  readonly newTimeline?: TimelineId | undefined
   /** Stop when caught up. Otherwise it goes on until `signal`. */
   readonly once: boolean
   /** The server may be running. False: a cold datadir, whose log is read to its end. */
@@ -199,6 +201,7 @@ class Session {
         status?.summary.timeline ??
         (await createTimeline(servers, {
           name: options.timeline,
+          timeline: options.newTimeline,
           startLsn: checkpoint.checkpointLsn,
           innodbPageSize: scan.pageSize,
           serverVersion: await serverVersion(path),

@@ -60,6 +60,8 @@ export async function findTimeline(
 
 export interface NewTimeline {
   readonly name: string
+  /** A random one unless told. */
+  readonly timeline?: TimelineId | undefined
   readonly startLsn: Lsn
   readonly innodbPageSize: number
   readonly serverVersion: string
@@ -72,7 +74,7 @@ export interface NewTimeline {
 export async function createTimeline(servers: Servers, wanted: NewTimeline): Promise<TimelineId> {
   const replies = await servers.safekeeper.requestAll({ type: MessageType.WalList })
   const half = replies.flatMap(({ message }) => message.timelines).find(item => item.name === wanted.name)
-  const timeline = half?.timeline ?? toTimelineId(randomBytes(16).toString('hex'))
+  const timeline = half?.timeline ?? wanted.timeline ?? toTimelineId(randomBytes(16).toString('hex'))
   let startLsn = wanted.startLsn
   if (half) startLsn = half.beginLsn
   else

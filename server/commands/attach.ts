@@ -1,17 +1,18 @@
 /** `palimpsest attach`: import a running (or stopped) server's datadir, and follow its redo. */
-import type { Command } from 'commander'
-import { checkTimelineName } from '../../protocol/ids.ts'
+import { type Command, Option } from 'commander'
+import { checkTimelineName, type TimelineId } from '../../protocol/ids.ts'
 import { type AttachOptions, type AttachResult, attach } from '../attach/attach.ts'
 import { AttachMetrics } from '../attach/metrics.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { createLog } from '../shared/log.ts'
 import { Progress, progressMode } from '../shared/progress.ts'
 import { type AdminCommandOptions, addAdminOption, openWatch } from './admin.ts'
-import { addClientOptions, type ClientOptions, UsageError } from './common.ts'
+import { addClientOptions, type ClientOptions, timelineIdArgument, UsageError } from './common.ts'
 
 interface Options extends ClientOptions, AdminCommandOptions {
   datadir: string
   timeline: string
+  id?: TimelineId
   socket?: string
   once: boolean
   include: string[]
@@ -30,6 +31,7 @@ export function registerAttach(program: Command): void {
         )
         .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read')
         .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+        .addOption(newTimelineOption())
         .option('--once', 'stop when caught up with the end of the log', false)
         .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
         .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
@@ -84,6 +86,7 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
       attach({
         datadir: options.datadir,
         timeline: options.timeline,
+        newTimeline: options.id,
         connect: options.connect,
         security: openClientSecurity(options),
         once: options.once,
@@ -97,6 +100,14 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
   } finally {
     await watch.close()
   }
+}
+
+/** A token for a timeline names its id, so one for a timeline that is yet to be made needs to choose it. */
+export function newTimelineOption(): Option {
+  return new Option(
+    '--id <ID>',
+    'if the timeline is made: its id, 32 hexadecimal digits, for which a token was made (default: random)',
+  ).argParser(timelineIdArgument)
 }
 
 export function checkTimeline(name: string): void {

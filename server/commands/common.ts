@@ -4,7 +4,7 @@ import type { Command } from 'commander'
 import { InvalidArgumentError } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial, parseAddress, parseAddresses } from '../../protocol/dial.ts'
-import { checkTimelineName, type Lsn, parseLsn, toTimelineId } from '../../protocol/ids.ts'
+import { checkTimelineName, type Lsn, parseLsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { MessageType, type Role, type TimelineStatus } from '../../protocol/messages.ts'
 import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 
@@ -16,6 +16,7 @@ export const addressesArgument = orWrongUsage(parseAddresses)
 /** Option parser for LSNs. */
 export const lsnArgument: (text: string) => Lsn = orWrongUsage(text => parseLsn(text))
 export const timelineNameArgument = orWrongUsage(checkTimelineName)
+export const timelineIdArgument: (text: string) => TimelineId = orWrongUsage(toTimelineId)
 
 function orWrongUsage<T>(parse: (text: string) => T): (text: string) => T {
   return text => {

@@ -1,13 +1,15 @@
 /** `palimpsest import`: a cold datadir, and the redo of a log file beyond it. */
 import type { Command } from 'commander'
+import type { TimelineId } from '../../protocol/ids.ts'
 import { attach } from '../attach/attach.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import { checkTimeline, printAttachResult, withProgress } from './attach.ts'
+import { checkTimeline, newTimelineOption, printAttachResult, withProgress } from './attach.ts'
 import { addClientOptions, type ClientOptions } from './common.ts'
 
 interface Options extends ClientOptions {
   datadir: string
   timeline: string
+  id?: TimelineId
   redo?: string
 }
 
@@ -18,6 +20,7 @@ export function registerImport(program: Command): void {
       .description('import the datadir of a server that is not running, or a copy of one')
       .requiredOption('--datadir <DIR>', 'the datadir; it is only read')
       .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+      .addOption(newTimelineOption())
       .option('--redo <FILE>', "an ib_logfile0 with redo beyond the datadir's own checkpoint"),
   )
     .addHelpText(
@@ -36,6 +39,7 @@ Example:
         attach({
           datadir: options.datadir,
           timeline: options.timeline,
+          newTimeline: options.id,
           connect: options.connect,
           security: openClientSecurity(options),
           once: true,

@@ -115,7 +115,7 @@ Example: TLS and two tokens for one machine
       .argument('<name>', 'whose token it is; shown in logs', nameArgument)
       .description('a signed token')
       .requiredOption('--key <FILE>', 'token.key of "keys token-key"')
-      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes, [])
+      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes)
       .option('--days <N>', 'valid for so many days (default: 30)', integerArgument(1, 3650))
       .option('--hours <N>', 'valid for so many hours', integerArgument(1, 87_600))
       .option('--out <FILE>', 'write it to a file; otherwise to stdout'),
@@ -148,7 +148,7 @@ Example: TLS and two tokens for one machine
       .argument('<name>', 'whose key it is; shown in logs', nameArgument)
       .description("an API key; a line with its hash is added to the server's file")
       .requiredOption('--file <FILE>', 'file for the server (--api-keys); made if there is none')
-      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes, [])
+      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes)
       .option('--out <FILE>', 'write the key to a file; otherwise to stdout, this once'),
   ).action(async (name: string, options: { file: string; scope: string[]; out?: string; json: boolean }) => {
     const key = makeApiKey()
@@ -186,7 +186,7 @@ function hostsArgument(value: string): string[] {
   return hosts
 }
 
-function collectScopes(value: string, all: string[]): string[] {
+function collectScopes(value: string, all: string[] = []): string[] {
   try {
     return [...all, ...parseScopes(value)]
   } catch (error) {
