@@ -3,17 +3,19 @@
  *
  * These have no log that could be followed, so each is read whole whenever it changed. A version is labelled with the
  * LSN up to which redo had been read when the change was noticed, a few milliseconds after it happened. Statements that
- * change both InnoDB and such files (DDL) are therefore only roughly atomic here: docs/operations.md says what that means.
+ * change both InnoDB and such files (DDL) are therefore not atomic here; an export sorts that out (datadir/reconcile.ts).
+ * For table definitions every version counts, and definition-watch.ts catches them.
  *
  * Changes are noticed by fs.watch, which may lose events, and by a regular walk over the whole datadir, which may not.
  * A file counts as read if its size, time and inode were the same before and after.
  */
-import { type FSWatcher, watch } from 'node:fs'
+import { type FSWatcher, lstatSync, watch } from 'node:fs'
 import { type FileHandle, lstat, open, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { crc32c } from '../../protocol/crc32c.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { explainSystemError, isMissing } from '../datadir/errors.ts'
+import { DefinitionWatch, isDefinition, type SeenDefinition } from './definition-watch.ts'
 import { captureOrder, type FileRules, isCaptured, isWatchedDirectory } from './file-rules.ts'
 
 export interface FileVersion {
@@ -50,6 +52,8 @@ const READ_BYTES_PER_MS = 10_000
 /** Times in files are as coarse as the kernel's tick: a file as young as this may change again and look the same. */
 const YOUNG_MS = 50
 const READ_ATTEMPTS = 5
+/** How often the thread that reads definitions is told the LSN. */
+const POSITION_MS = 2
 /** The receiver makes files durable that arrive together with one write. */
 const FILES_AT_ONCE = 32
 
@@ -71,7 +75,9 @@ export class FileCapture {
   readonly #options: FileCaptureOptions
   readonly #known = new Map<string, Known>()
   readonly #noticed = new Map<string, Noticed>()
-  readonly #watchers = new Map<string, FSWatcher>()
+  readonly #watchers = new Map<string, { readonly watcher: FSWatcher; readonly inode: bigint }>()
+  #definitions: DefinitionWatch | undefined
+  #positionTimer: NodeJS.Timeout | undefined
   readonly #warned = new Set<string>()
   #lastSweep = Number.NEGATIVE_INFINITY
   #running: Promise<void> | undefined
@@ -120,6 +126,12 @@ export class FileCapture {
   /** Starts to watch. `poll` must be called now and then. */
   watch(): void {
     this.#watching = true
+    const definitions = new DefinitionWatch(this.#options.datadir)
+    this.#definitions = definitions
+    definitions.position = this.#options.position()
+    this.#positionTimer = setInterval(() => {
+      definitions.position = this.#options.position()
+    }, POSITION_MS).unref()
     // The directories below join in with the next sweep.
     this.#watchDirectory('')
   }
@@ -131,7 +143,7 @@ export class FileCapture {
   poll(): void {
     if (this.#running || this.#closed) return
     const sweepDue = performance.now() - this.#lastSweep >= SWEEP_MS
-    if (!sweepDue && this.#noticed.size === 0) return
+    if (!sweepDue && this.#noticed.size === 0 && !this.#definitions?.pending) return
     this.#running = (sweepDue ? this.sweep() : this.#work(false)).finally(() => {
       this.#running = undefined
     })
@@ -152,8 +164,10 @@ export class FileCapture {
 
   async close(): Promise<void> {
     this.#closed = true
-    for (const watcher of this.#watchers.values()) watcher.close()
+    for (const { watcher } of this.#watchers.values()) watcher.close()
     this.#watchers.clear()
+    clearInterval(this.#positionTimer)
+    await this.#definitions?.close()
     await this.#running?.catch(() => {})
   }
 
@@ -182,24 +196,31 @@ export class FileCapture {
 
   #watching = false
 
-  #watchDirectory(directory: string): void {
-    if (!this.#watching || this.#closed || this.#watchers.has(directory)) return
+  #watchDirectory(directory: string, isNew = false): void {
+    if (!this.#watching || this.#closed) return
     try {
+      const inode = lstatSync(join(this.#options.datadir, directory), { bigint: true }).ino
+      const before = this.#watchers.get(directory)
+      // A database that was dropped and made again has another directory.
+      if (before?.inode === inode) return
+      before?.watcher.close()
+      if (directory !== '') this.#definitions?.watch(directory, isNew)
       const watcher = watch(join(this.#options.datadir, directory), { persistent: false }, (event, name) => {
         if (name === null) {
           this.#lastSweep = Number.NEGATIVE_INFINITY
           return
         }
         const path = directory === '' ? name : `${directory}/${name}`
+        if (directory !== '' && isDefinition(path)) return
         if (isCaptured(path, this.#options.rules)) this.#notice(path)
         // A new directory: a database was created.
         if (directory === '' && event === 'rename' && !name.includes('.')) this.#watchDirectoryIfNew(name)
       })
       watcher.on('error', () => {
         watcher.close()
-        this.#watchers.delete(directory)
+        if (this.#watchers.get(directory)?.watcher === watcher) this.#watchers.delete(directory)
       })
-      this.#watchers.set(directory, watcher)
+      this.#watchers.set(directory, { watcher, inode })
     } catch (error) {
       if (!isMissing(error))
         this.#warnOnce(
@@ -209,9 +230,9 @@ export class FileCapture {
   }
 
   #watchDirectoryIfNew(name: string): void {
-    if (this.#watchers.has(name) || !isWatchedDirectory(name)) return
+    if (!isWatchedDirectory(name)) return
     // Watched first: what comes between is seen twice rather than not at all.
-    this.#watchDirectory(name)
+    this.#watchDirectory(name, true)
     readdir(join(this.#options.datadir, name)).then(
       files => {
         for (const file of files) {
@@ -234,7 +255,43 @@ export class FileCapture {
     this.#options.warn?.(message)
   }
 
+  /** Sends the definitions that were seen since the last call; those of one path one after the other. */
+  async #takeDefinitions(): Promise<void> {
+    const seen = this.#definitions?.take() ?? []
+    if (this.#definitions?.takeLost()) this.#lastSweep = Number.NEGATIVE_INFINITY
+    const byPath = new Map<string, SeenDefinition[]>()
+    for (const definition of seen) {
+      if (!isCaptured(definition.path, this.#options.rules)) continue
+      const list = byPath.get(definition.path)
+      if (list) list.push(definition)
+      else byPath.set(definition.path, [definition])
+    }
+    const chains = [...byPath.values()]
+    const worker = async (): Promise<void> => {
+      for (let chain = chains.shift(); chain && !this.#closed; chain = chains.shift())
+        for (const definition of chain) await this.#takeDefinition(definition)
+    }
+    await Promise.all(Array.from({ length: Math.min(FILES_AT_ONCE, chains.length) }, worker))
+  }
+
+  async #takeDefinition({ path, lsn, content, mode, mtimeNs, inode }: SeenDefinition): Promise<void> {
+    if (!content) {
+      if (this.#known.delete(path)) await this.#options.sink.remove(path, lsn)
+      return
+    }
+    const size = content.length
+    const crc = crc32c(content, 0, size)
+    const known = this.#known.get(path)
+    if (!(known && known.crc === crc && known.size === size)) {
+      const version = { path, lsn, mode, mtimeMs: Number(mtimeNs / 1_000_000n), totalBytes: size }
+      await this.#options.sink.putPiece(version, 0, content)
+      this.#options.onCaptured?.(version)
+    }
+    this.#known.set(path, { size, mtimeNs, inode, crc, notBefore: 0 })
+  }
+
   async #work(all: boolean): Promise<void> {
+    await this.#takeDefinitions()
     // Group by group, so that Aria's log is read after its tables; within a group several at a time.
     for (const order of [0, 1, 2]) {
       const paths = [...this.#noticed.keys()].filter(path => captureOrder(path) === order)

@@ -18,9 +18,11 @@ import type { Lsn } from '../../protocol/ids.ts'
 import { type FileItem, MessageType, type SpaceItem, type TimelineStatus } from '../../protocol/messages.ts'
 import { corruptError } from '../shared/errors.ts'
 import type { Progress } from '../shared/progress.ts'
-import { listFiles, listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
+import { listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
+import { makeDdlRecoveryLog } from './ddl-recovery-log.ts'
 import { DatadirError, explainSystemError } from './errors.ts'
 import { fetchPages } from './page-fetcher.ts'
+import { reconcileExport } from './reconcile-export.ts'
 import { systemFiles } from './scan.ts'
 
 export interface ExportOptions {
@@ -61,9 +63,14 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
   const { lsn, sampleTimeUs } = await resolveMoment(pageServer, status, options.moment)
   const existed = await claimDirectory(out)
   try {
-    const spaces = await listSpaces(pageServer, status, lsn)
-    const files = await listFiles(pageServer, status, lsn)
-    const writer = new DatadirWriter(options, out, lsn)
+    const { files, replaced, actions, warnings, spaceNames } = await reconcileExport(pageServer, status, lsn)
+    // A file takes its new name before the transaction that renames the table is committed, and recovery looks for those
+    // that were committed; what an unfinished CREATE made is not missed.
+    const spaces = (await listSpaces(pageServer, status, lsn)).filter(
+      ({ space, name }) => space === 0 || isUndoName(name) || spaceNames.has(space),
+    )
+    const writer = new DatadirWriter(options, out, lsn, spaceNames)
+    writer.warnings.push(...warnings)
     const total =
       spaces.reduce((sum, s) => sum + s.pages * parseSpaceFlags(s.flags).physicalSize, 0) +
       files.reduce((sum, f) => sum + f.totalBytes, 0)
@@ -77,6 +84,10 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
       throw corruptError(`timeline ${status.summary.name} has no system tablespace at LSN ${lsn}`, lsn)
     for (const space of spaces) await writer.writeSpace(space)
     await writer.writeFiles(files)
+    for (const { path, mode, mtimeMs, content } of replaced)
+      await writer.writeContent(path, content, mode, mtimeMs)
+    if (actions.length > 0)
+      await writer.writeContent('ddl_recovery.log', makeDdlRecoveryLog(actions), FILE_MODE, Date.now())
     await writer.writeLog()
     task.finish()
     const serverOptions: string[] = []
@@ -88,7 +99,7 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
       lsn,
       sampleTimeUs,
       spaces: spaces.length,
-      files: files.length,
+      files: files.length + replaced.length,
       pages: writer.pages,
       bytes: writer.bytes,
       serverOptions,
@@ -125,10 +136,15 @@ async function removeContents(out: string, keepDirectory: boolean): Promise<void
   for (const name of await readdir(out)) await rm(join(out, name), { recursive: true, force: true })
 }
 
+function isUndoName(name: string): boolean {
+  return /^undo\d{3}$/.test(name)
+}
+
 class DatadirWriter {
   readonly #options: ExportOptions
   readonly #out: string
   readonly #lsn: Lsn
+  readonly #names: ReadonlyMap<number, string>
   readonly #directories = new Set<string>()
   readonly #taken = new Set<string>()
   readonly warnings: string[] = []
@@ -138,7 +154,8 @@ class DatadirWriter {
   #done = 0
   dataFilePath: string | undefined
 
-  constructor(options: ExportOptions, out: string, lsn: Lsn) {
+  constructor(options: ExportOptions, out: string, lsn: Lsn, names: ReadonlyMap<number, string>) {
+    this.#names = names
     this.#options = options
     this.#out = out
     this.#lsn = lsn
@@ -172,15 +189,15 @@ class DatadirWriter {
 
   /** Tables with DATA DIRECTORY come to lie in the datadir like all others. */
   #spacePath(space: SpaceItem): string {
-    if (/^undo\d{3}$/.test(space.name)) return space.name
-    const name = Buffer.from(space.name)
+    if (isUndoName(space.name)) return space.name
+    const inside = `${this.#names.get(space.space)}.ibd`
+    const name = Buffer.from(inside)
     const checked = checkSpaceFileName(name, 0, name.length)
-    if (typeof checked === 'string')
-      throw corruptError(`tablespace ${space.space} has ${checked}: "${space.name}"`)
-    if (!checked.external) return checked.name
-    const inside = checked.name.split('/').slice(-2).join('/')
+    if (typeof checked === 'string' || checked.external)
+      throw corruptError(`tablespace ${space.space} has no name that can be written: "${inside}"`)
+    if (!space.external) return inside
     this.warnings.push(
-      `${checked.name} (DATA DIRECTORY) was written to ${inside} in the new datadir, where the server will find it`,
+      `${space.name} (DATA DIRECTORY) was written to ${inside} in the new datadir, where the server will find it`,
     )
     return inside
   }
@@ -296,6 +313,21 @@ class DatadirWriter {
       await file.close()
     }
     await utimes(path, item.mtimeMs / 1000, item.mtimeMs / 1000)
+  }
+
+  async writeContent(relative: string, content: Buffer, mode: number, mtimeMs: number): Promise<void> {
+    const path = this.#place(relative)
+    await this.#directory(path)
+    const file = await open(path, 'wx', FILE_MODE)
+    try {
+      await writeAll(file, [content], 0)
+      if (mode & 0o600) await file.chmod(mode & 0o777)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    this.bytes += content.length
+    await utimes(path, mtimeMs / 1000, mtimeMs / 1000)
   }
 
   /** Last of all: with this file the datadir is whole. */
