@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
 import { AdminServer, Readiness } from '../shared/admin-http.ts'
 import type { Log } from '../shared/log.ts'
-import { Metrics, type MetricsPart, NO_METRICS } from '../shared/metrics.ts'
+import { Metrics, type MetricsSource, NO_METRICS } from '../shared/metrics.ts'
 import { addressArgument } from './common.ts'
 import { packageVersion } from './version.ts'
 
@@ -20,9 +20,7 @@ export function addAdminOption(command: Command): Command {
 }
 
 /** What a part is given to be watched by; the same whether or not anybody watches. */
-export interface Watch {
-  /** Metrics `palimpsest_<name>_…`. */
-  part(name: string): MetricsPart
+export interface Watch extends MetricsSource {
   readonly readiness: Readiness
   close(): Promise<void>
 }
@@ -51,5 +49,5 @@ export async function openWatch(
     log,
   })
   log.info({ address: admin.address }, 'admin port open')
-  return { part: name => metrics.part(name), readiness, close: () => admin.close() }
+  return { part: (name, fixed) => metrics.part(name, fixed), readiness, close: () => admin.close() }
 }

@@ -17,6 +17,7 @@
  *     }
  *     … this.#syncSeconds.observe(seconds); this.#elections.add(1)
  *
+ * A process with several of a kind gives each a part with a fixed label: `metrics.part('safekeeper', { node: 'a' })`.
  * Hot paths count in plain fields of their own and are sampled: a counter of prom-client costs some 100 ns.
  *
  * Names are `palimpsest_<part>_<what>_<unit>`, checked here, in one place: the unit is the last word (seconds, bytes, lsn,
@@ -28,7 +29,7 @@
  * timelines stand beside it. And a metric has no more than `SERIES_MAX` combinations of labels: further ones are dropped
  * and counted in `palimpsest_process_dropped_series_total`.
  */
-import type { Counter, Gauge, Registry } from 'prom-client'
+import type { Counter, Gauge, Histogram, Registry } from 'prom-client'
 
 export const TIMELINES_MAX = 200
 export const SERIES_MAX = 2000
@@ -109,7 +110,8 @@ const ignored = { add: () => {}, observe: () => {} }
 
 /** For what has several parts: `Metrics` is one. */
 export interface MetricsSource {
-  part(name: string): MetricsPart
+  /** @param fixed labels of all metrics of this part, where a process has several of its kind: `{ node: 'a' }` */
+  part(name: string, fixed?: Readonly<Record<string, string>>): MetricsPart
 }
 
 export const NO_METRICS: MetricsPart = {
@@ -128,11 +130,20 @@ export interface MetricDescription {
 
 type PromClient = typeof import('prom-client')
 
+/** One metric, which several parts with different fixed labels may share. */
+interface Family extends MetricDescription {
+  readonly metric: Counter | Gauge | Histogram
+  /** Of sampled ones. */
+  readonly samplers: Sampler[]
+  /** Of others: what is counted by a combination of labels. */
+  readonly series: Map<string, { inc(by: number): void } | { observe(value: number): void }>
+}
+
 export class Metrics implements MetricsSource {
   readonly #prom: PromClient
   readonly #registry: Registry
-  readonly #descriptions: MetricDescription[] = []
-  readonly #dropped: CounterMetric
+  readonly #families = new Map<string, Family>()
+  readonly #dropped: Counter
   #rendering: Promise<string> | undefined
 
   /** prom-client is loaded only here: most commands have no use for it. */
@@ -144,11 +155,8 @@ export class Metrics implements MetricsSource {
   private constructor(prom: PromClient) {
     this.#prom = prom
     this.#registry = new prom.Registry()
-    const counter = new prom.Counter({
-      ...this.#named('process', 'dropped_series_total', 'counter', [], 'values dropped: too many label sets'),
-      registers: [this.#registry],
-    })
-    this.#dropped = { add: by => counter.inc(by) }
+    const family = this.#family('process', 'counter', 'dropped_series_total', 'too many label sets', [], {})
+    this.#dropped = family.metric as Counter
   }
 
   get contentType(): string {
@@ -157,7 +165,7 @@ export class Metrics implements MetricsSource {
 
   /** Of all that was registered, in that order; prom-client's own process metrics are not among them. */
   get descriptions(): readonly MetricDescription[] {
-    return this.#descriptions
+    return [...this.#families.values()]
   }
 
   /** Adds CPU, memory, open files, event loop lag and garbage collection of this process. Once. */
@@ -173,95 +181,109 @@ export class Metrics implements MetricsSource {
     return this.#rendering
   }
 
-  part(part: string): MetricsPart {
-    const registers = [this.#registry]
-    const prom = this.#prom
+  part(part: string, fixed: Readonly<Record<string, string>> = {}): MetricsPart {
+    const values = Object.values(fixed)
+    const sampled = (kind: 'counter' | 'gauge'): MetricsPart['sampledGauge'] => {
+      return (name, help, labels, sample) => {
+        const { samplers } = this.#family(part, kind, name, help, labels, fixed)
+        samplers.push(put => sample((value, ...given) => put(value, ...given, ...values)))
+      }
+    }
     return {
       counter: (name, help, labels = []) => {
-        const metric = new prom.Counter({ ...this.#named(part, name, 'counter', labels, help), registers })
-        const child = this.#bounded(values => metric.labels(...values))
-        return labels.length === 0
-          ? { add: by => metric.inc(by) }
-          : { add: (by, ...values) => child(values)?.inc(by) }
+        const family = this.#family(part, 'counter', name, help, labels, fixed)
+        const metric = family.metric as Counter
+        if (family.labels.length === 0) return { add: by => metric.inc(by) }
+        const find = this.#finder(family, given => metric.labels(...given, ...values), values)
+        return { add: (by, ...given) => find(given)?.inc(by) }
       },
       histogram: (name, help, buckets, labels = []) => {
-        const metric = new prom.Histogram({
-          ...this.#named(part, name, 'histogram', labels, help),
-          buckets: [...buckets],
-          registers,
-        })
-        const child = this.#bounded(values => metric.labels(...values))
-        return labels.length === 0
-          ? { observe: value => metric.observe(value) }
-          : { observe: (value, ...values) => child(values)?.observe(value) }
+        const family = this.#family(part, 'histogram', name, help, labels, fixed, buckets)
+        const metric = family.metric as Histogram
+        if (family.labels.length === 0) return { observe: value => metric.observe(value) }
+        const find = this.#finder(family, given => metric.labels(...given, ...values), values)
+        return { observe: (value, ...given) => find(given)?.observe(value) }
       },
-      sampledCounter: (name, help, labels, sample) => {
-        const dropped = this.#dropped
-        new prom.Counter({
-          ...this.#named(part, name, 'counter', labels, help),
-          registers,
-          collect(this: Counter) {
-            this.reset()
-            sampleInto(sample, dropped, (value, values) => this.labels(...values).inc(value))
-          },
-        })
-      },
-      sampledGauge: (name, help, labels, sample) => {
-        const dropped = this.#dropped
-        new prom.Gauge({
-          ...this.#named(part, name, 'gauge', labels, help),
-          registers,
-          collect(this: Gauge) {
-            this.reset()
-            // An unlabelled gauge that was not put is left out, not zero.
-            if (labels.length === 0) this.remove()
-            sampleInto(sample, dropped, (value, values) => this.labels(...values).set(value))
-          },
-        })
-      },
+      sampledCounter: sampled('counter'),
+      sampledGauge: sampled('gauge'),
     }
   }
 
-  #named(
+  /** The metric of that name; made, unless another part with other values of the same fixed labels has made it. */
+  #family(
     part: string,
-    name: string,
     kind: MetricDescription['kind'],
-    labels: readonly string[],
+    name: string,
     help: string,
-  ): { name: string; help: string; labelNames: string[] } {
+    ownLabels: readonly string[],
+    fixed: Readonly<Record<string, string>>,
+    buckets: readonly number[] = [],
+  ): Family {
     const full = metricName(part, name, kind)
-    this.#descriptions.push({ name: full, kind, labels, help })
-    return { name: full, help, labelNames: [...labels] }
+    const labels = [...ownLabels, ...Object.keys(fixed)]
+    const known = this.#families.get(full)
+    if (known !== undefined) {
+      if (Object.keys(fixed).length === 0 || known.kind !== kind || known.labels.join() !== labels.join())
+        throw new Error(`metric ${full} is there already`)
+      return known
+    }
+    const samplers: Sampler[] = []
+    const options = { name: full, help, labelNames: labels, registers: [this.#registry] }
+    const collect = (metric: Counter | Gauge, put: (value: number, values: string[]) => void): void => {
+      if (samplers.length === 0) return
+      metric.reset()
+      // One without labels that is not put is left out, not zero.
+      if (labels.length === 0) metric.remove()
+      let series = 0
+      for (const sample of samplers)
+        sample((value, ...values) => {
+          if (series++ < SERIES_MAX) put(value, values)
+          else this.#dropped.inc()
+        })
+    }
+    const prom = this.#prom
+    let metric: Family['metric']
+    if (kind === 'histogram') metric = new prom.Histogram({ ...options, buckets: [...buckets] })
+    else if (kind === 'counter')
+      metric = new prom.Counter({
+        ...options,
+        collect(this: Counter) {
+          collect(this, (value, values) => this.labels(...values).inc(value))
+        },
+      })
+    else
+      metric = new prom.Gauge({
+        ...options,
+        collect(this: Gauge) {
+          collect(this, (value, values) => this.labels(...values).set(value))
+        },
+      })
+    const family: Family = { name: full, kind, labels, help, metric, samplers, series: new Map() }
+    this.#families.set(full, family)
+    return family
   }
 
   /** Finds the series of a combination of labels, or makes it while there is room for a further one. */
-  #bounded<T>(make: (values: readonly string[]) => T): (values: readonly string[]) => T | undefined {
-    const series = new Map<string, T>()
-    return values => {
-      const key = values.length === 1 ? values[0]! : values.join('\0')
+  #finder<T extends { inc(by: number): void } | { observe(value: number): void }>(
+    family: Family,
+    make: (given: readonly string[]) => T,
+    fixed: readonly string[],
+  ): (given: readonly string[]) => T | undefined {
+    const series = family.series as Map<string, T>
+    const suffix = fixed.length === 0 ? '' : `\0${fixed.join('\0')}`
+    return given => {
+      const key = (given.length === 1 ? given[0]! : given.join('\0')) + suffix
       const known = series.get(key)
       if (known !== undefined) return known
       if (series.size >= SERIES_MAX) {
-        this.#dropped.add(1)
+        this.#dropped.inc()
         return undefined
       }
-      const made = make(values)
+      const made = make(given)
       series.set(key, made)
       return made
     }
   }
-}
-
-function sampleInto(
-  sample: Sampler,
-  dropped: CounterMetric,
-  put: (value: number, labels: readonly string[]) => void,
-): void {
-  let series = 0
-  sample((value, ...labels) => {
-    if (series++ < SERIES_MAX) put(value, labels)
-    else dropped.add(1)
-  })
 }
 
 /** @throws Error where the name breaks the rules above: that is a mistake in the program */

@@ -69,7 +69,36 @@ t.test('two of one process do not meet', async t => {
   a.part('x').counter('requests_total', 'r').add(1)
   b.part('x').counter('requests_total', 'r').add(5)
   t.match(await a.text(), 'palimpsest_x_requests_total 1')
-  t.throws(() => a.part('x').counter('requests_total', 'r'), /already been registered/)
+  t.throws(() => a.part('x').counter('requests_total', 'r'), /is there already/)
+})
+
+t.test('several of a kind in one process share metrics, with a label that tells them apart', async t => {
+  const metrics = await Metrics.create()
+  for (const [node, lsn] of [
+    ['a', 5],
+    ['b', 6],
+  ] as const) {
+    const part = metrics.part('safekeeper', { node })
+    part.counter('elections_total', 'elections').add(lsn)
+    part.counter('requests_total', 'requests', ['type']).add(1, 'x')
+    part.histogram('sync_seconds', 'fdatasync', [1]).observe(0.5)
+    part.sampledGauge('committed_lsn', 'committed', ['timeline'], put => put(lsn, 'prod'))
+  }
+  const lines = (await metrics.text()).split('\n')
+  for (const line of [
+    'palimpsest_safekeeper_elections_total{node="a"} 5',
+    'palimpsest_safekeeper_elections_total{node="b"} 6',
+    'palimpsest_safekeeper_requests_total{type="x",node="b"} 1',
+    'palimpsest_safekeeper_sync_seconds_count{node="a"} 1',
+    'palimpsest_safekeeper_committed_lsn{timeline="prod",node="a"} 5',
+    'palimpsest_safekeeper_committed_lsn{timeline="prod",node="b"} 6',
+  ])
+    t.ok(lines.includes(line), line)
+  t.throws(() => metrics.part('safekeeper').counter('elections_total', 'e'), /is there already/)
+  t.throws(
+    () => metrics.part('safekeeper', { zone: 'x' }).counter('elections_total', 'e'),
+    /is there already/,
+  )
 })
 
 t.test('the number of series is bounded', async t => {
