@@ -1,0 +1,110 @@
+/**
+ * How a node with an empty folder comes into a cell. It asks all others that it knows of who they are, again and again, until
+ *
+ * 1. one of them is in a cell that was seeded with this very node among its first members: then it is one;
+ * 2. all of them have been reached, none is in a cell, and this node's name sorts first: then it makes the cell;
+ * 3. a leader sends the seed: an operator adds the node, or it takes the place of its namesake that lost its disk.
+ *
+ * A node that finds any other in a cell never makes one. Taking part late in case 1 is safe: this incarnation has never voted.
+ */
+import type { Connection } from '../../protocol/connection.ts'
+import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
+import { MessageType, type PeerHelloReply, type PeerNode } from '../../protocol/messages.ts'
+import { toPalimpsestError } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import type { Clock } from '../shared/seams.ts'
+import { nameOf } from './node-files.ts'
+import { pause } from './peers.ts'
+
+const ASK_MS = 2000
+const AGAIN_MS_MIN = 50
+const AGAIN_MS_MAX = 1000
+
+export interface Seed {
+  readonly cellId: string
+  /** Empty: to be added by a leader. */
+  readonly members: readonly PeerNode[]
+}
+
+export interface BootstrapOptions {
+  readonly self: PeerNode
+  /** The first members by name, this one among them; empty: wait to be added. */
+  readonly peers: ReadonlyMap<string, Address>
+  /** Other nodes to ask. */
+  readonly join: readonly Address[]
+  readonly clock: Clock
+  readonly log: Log
+  readonly dial: (address: Address) => Promise<Connection>
+  readonly newCellId: () => string
+  /** Aborted when a seed came meanwhile, or the node stops. */
+  readonly stop: AbortSignal
+}
+
+/** Resolves with the cell that this node now belongs to; undefined if it was stopped. */
+export async function findCell(options: BootstrapOptions): Promise<Seed | undefined> {
+  const { self, peers, join, clock, log, stop } = options
+  const name = nameOf(self.nodeId)
+  const others = [...peers].filter(([other]) => other !== name)
+  if (others.length === 0 && join.length === 0) return { cellId: options.newCellId(), members: [self] }
+  /** Leaders that were named by others. */
+  const hinted = new Map<string, Address>()
+  let said = ''
+  for (let waitMs = AGAIN_MS_MIN; !stop.aborted; waitMs = Math.min(waitMs * 1.5, AGAIN_MS_MAX)) {
+    const asked = await Promise.all(
+      [...others.map(([, address]) => address), ...join, ...hinted.values()].map(address =>
+        ask(options, address),
+      ),
+    )
+    if (stop.aborted) return undefined
+    const replies = asked.filter(reply => reply !== undefined)
+    for (const reply of replies) {
+      if (reply.seed.some(member => member.nodeId === self.nodeId))
+        return { cellId: reply.cellId, members: reply.seed }
+      if (reply.leaderAddress !== '') hinted.set(reply.leaderAddress, parseAddress(reply.leaderAddress))
+    }
+    const inCell = replies.find(reply => reply.cellId !== '')
+    const names = new Set(replies.map(reply => nameOf(reply.node.nodeId)))
+    let says: string
+    if (inCell !== undefined)
+      says = `${inCell.node.nodeId} is in cell ${inCell.cellId} already: waiting to be added (palimpsest member add ${name}=${self.address})`
+    else if (join.length > 0) says = 'waiting to be added to a cell'
+    else {
+      const missing = others.filter(([other]) => !names.has(other)).map(([other]) => other)
+      if (missing.length === 0) {
+        if ([...peers.keys()].sort()[0] === name) {
+          const members = [
+            self,
+            ...replies.map(({ node }) => ({
+              ...node,
+              address: formatAddress(peers.get(nameOf(node.nodeId))!),
+            })),
+          ]
+          return { cellId: options.newCellId(), members }
+        }
+        says = 'all members are there'
+      } else says = `not heard of yet: ${missing.join(', ')}`
+    }
+    if (says !== said) log.info({ state: says }, 'no cell yet')
+    said = says
+    await pause(clock, waitMs, stop)
+  }
+  return undefined
+}
+
+async function ask(options: BootstrapOptions, address: Address): Promise<PeerHelloReply | undefined> {
+  let connection: Connection | undefined
+  try {
+    connection = await options.dial(address)
+    const { message } = await connection.request(
+      { type: MessageType.PeerHello, cellId: '', node: options.self },
+      { deadlineMs: ASK_MS },
+    )
+    return message
+  } catch (error) {
+    const { kind, message } = toPalimpsestError(error)
+    options.log.debug({ peer: formatAddress(address), kind, reason: message }, 'peer not reached')
+    return undefined
+  } finally {
+    connection?.close()
+  }
+}

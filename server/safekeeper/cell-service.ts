@@ -1,0 +1,39 @@
+/** The messages among the nodes of a cell, and those of whoever looks after it. */
+import { MessageType } from '../../protocol/messages.ts'
+import type { Service } from '../shared/listener.ts'
+import type { Members } from './members.ts'
+import type { CellNode } from './node.ts'
+
+export function cellService(node: CellNode): Service {
+  const lead =
+    <M extends { readonly type: number }>(run: (members: Members, message: M) => Promise<void>) =>
+    async (
+      request: Parameters<CellNode['elsewhere']>[0] & { readonly message: M },
+      ctx: Parameters<CellNode['elsewhere']>[1],
+    ): Promise<void> => {
+      if (node.leading === undefined) await node.leaderKnown()
+      // Never passed on: the one who asks may do what this node may not.
+      if (node.leading === undefined) return node.elsewhere(request, ctx, undefined)
+      await run(node.members, request.message)
+      ctx.reply({ type: MessageType.Ok })
+    }
+
+  return {
+    role: 0,
+    handlers: {
+      [MessageType.PeerHello]: ({ message }, ctx) => ctx.reply(node.hello(message.node, message.cellId)),
+      [MessageType.PeerSeed]: async ({ message }, ctx) => {
+        await node.seeded({ cellId: message.cellId, members: message.members })
+        ctx.reply({ type: MessageType.Ok })
+      },
+      [MessageType.PeerSubscribe]: ({ message }, ctx) => node.peers.subscribed(message, ctx),
+      [MessageType.CellStatus]: (_, ctx) => ctx.reply(node.status()),
+      [MessageType.MemberAdd]: lead((members, { name, address }) => members.add(name, address)),
+      [MessageType.MemberRemove]: lead((members, { name }) => members.remove(name)),
+      [MessageType.MemberReplace]: lead((members, { old, name, address }) =>
+        members.replace(old, name, address),
+      ),
+      [MessageType.TransferLeadership]: lead((members, { name }) => members.transfer(name)),
+    },
+  }
+}

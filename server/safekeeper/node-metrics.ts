@@ -1,0 +1,59 @@
+/** What a safekeeper counts about itself; docs/operations.md has the table. */
+import { DISK_SECONDS, type MetricsPart, NO_METRICS } from '../shared/metrics.ts'
+import type { CellNode } from './node.ts'
+
+export class NodeMetrics {
+  private readonly appendSeconds
+  private appends = 0
+  private appendedBytes = 0
+  readonly isOn: boolean
+
+  constructor(node: CellNode, part: MetricsPart = NO_METRICS) {
+    this.isOn = part !== NO_METRICS
+    this.appendSeconds = part.histogram(
+      'append_seconds',
+      'from an append to its commit, on the leader',
+      DISK_SECONDS,
+    )
+    part.sampledCounter('committed_appends_total', 'appends that this node committed as leader', [], put =>
+      put(this.appends),
+    )
+    part.sampledCounter('committed_bytes_total', 'redo that this node committed as leader', [], put =>
+      put(this.appendedBytes),
+    )
+    part.sampledGauge('role_info', '1 for the role that the node has', ['role'], put =>
+      put(1, node.status().role),
+    )
+    part.sampledGauge('raft_term', 'term of the cell', [], put => put(node.status().term))
+    part.sampledGauge('log_entries', 'ends of the log: last, flushed, committed, applied', ['end'], put => {
+      const { lastIndex, flushedIndex, commitIndex, appliedIndex } = node.status()
+      put(lastIndex, 'last')
+      put(flushedIndex, 'flushed')
+      put(commitIndex, 'committed')
+      put(appliedIndex, 'applied')
+    })
+    part.sampledGauge(
+      'peer_lag_entries',
+      'entries that a member does not have yet; on the leader',
+      ['peer'],
+      put => {
+        const { role, lastIndex, members, nodeId } = node.status()
+        if (role !== 'leader') return
+        for (const member of members)
+          if (member.nodeId !== nodeId) put(Math.max(0, lastIndex - member.matchIndex), member.nodeId)
+      },
+    )
+    part.sampledGauge('disk_bytes', 'bytes of the log on disk', [], put => put(node.status().diskBytes))
+    part.sampledGauge('cell_timelines', 'timelines of the cell', [], put => put(node.status().timelines))
+  }
+
+  appendBegun(): number {
+    return this.isOn ? performance.now() : 0
+  }
+
+  appendDone(begun: number, bytes: number): void {
+    this.appends++
+    this.appendedBytes += bytes
+    if (this.isOn) this.appendSeconds.observe((performance.now() - begun) / 1000)
+  }
+}

@@ -1,0 +1,618 @@
+/**
+ * One safekeeper: what is in its folder, its way into a cell, and then the parts that make it a member: log, consensus, peers,
+ * state. docs/consensus.md is the design.
+ */
+import { join } from 'node:path'
+import type { Connection } from '../../protocol/connection.ts'
+import { type Address, type DialOptions, dial, formatAddress, parseAddress } from '../../protocol/dial.ts'
+import {
+  type CellMember,
+  type CellStatusReply,
+  type Message,
+  MessageType,
+  type PeerHelloReply,
+  type PeerNode,
+  type ReplyMessage,
+  type Request,
+  Role as ServerRole,
+} from '../../protocol/messages.ts'
+import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
+import type { IncomingRequest, RequestContext } from '../shared/listener.ts'
+import type { Log } from '../shared/log.ts'
+import type { MetricsPart } from '../shared/metrics.ts'
+import type { Clock, Disk } from '../shared/seams.ts'
+import { findCell, type Seed } from './bootstrap.ts'
+import { CellState, decodeMembership } from './cell-state.ts'
+import { CellTimelines } from './cell-timelines.ts'
+import { createCore } from './core/consensus.ts'
+import type { CoreTiming, EntryId, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
+import { Driver } from './driver.ts'
+import { Forwarder } from './forward.ts'
+import { CellLog } from './log/cell-log.ts'
+import { Members } from './members.ts'
+import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
+import { NodeMetrics } from './node-metrics.ts'
+import { Peers } from './peers.ts'
+import { Snapshots } from './snapshots.ts'
+
+/** Frames among peers: an entry of the largest frame that a client may send, and its header. */
+const PEER_FRAME_BYTES_MAX = 32 * 1024 * 1024
+const PEER_DEADLINE_MS = 5000
+/** A request that finds no leader waits for one so long. */
+const LEADER_WAIT_MS = 3000
+const HOUSEKEEPING_MS = 500
+
+export interface CellNodeOptions {
+  readonly dir: string
+  /** 1 to 32 of letters, digits, `_` and `-`. */
+  readonly name: string
+  /** Where others reach this node. */
+  readonly address: string
+  readonly zone: string
+  /** First members of the cell by name, this node among them; none: a cell of its own, or see `join`. */
+  readonly peers: ReadonlyMap<string, Address>
+  /** Nodes of a cell that this one shall be added to. */
+  readonly join: readonly Address[]
+  readonly disk: Disk
+  readonly clock: Clock
+  /** So many random bytes as hexadecimal digits. */
+  readonly randomHex: (bytes: number) => string
+  readonly random: () => number
+  readonly log: Log
+  readonly segmentBytes: number | undefined
+  /** How this node dials others: its TLS, its token. */
+  readonly dial: DialOptions
+  readonly timing: Partial<CoreTiming> | undefined
+  readonly metrics: MetricsPart | undefined
+  readonly onFatal: (error: Error) => void
+}
+
+/** What there is once the node is in a cell. */
+interface Member {
+  readonly cellId: string
+  readonly seed: readonly PeerNode[]
+  readonly log: CellLog
+  readonly driver: Driver
+  readonly peers: Peers
+  readonly timelines: CellTimelines
+  readonly members: Members
+  readonly snapshots: Snapshots
+}
+
+export class CellNode {
+  private readonly options: CellNodeOptions
+  private readonly files: NodeFiles
+  private node: NodeFile
+  readonly metrics: NodeMetrics
+  private member: Member | undefined
+  private readonly waiting = new AbortController()
+  private readonly forwarder: Forwarder
+  private closed: PalimpsestError | undefined
+  private leaderWaiters: (() => void)[] = []
+  private readonly hints = new Map<string, Address>()
+
+  private constructor(options: CellNodeOptions, files: NodeFiles, node: NodeFile) {
+    this.options = options
+    this.files = files
+    this.node = node
+    this.metrics = new NodeMetrics(this, options.metrics)
+    this.forwarder = new Forwarder(address => this.dial(address, 'redirect'))
+  }
+
+  /** Reads the folder (or makes it what it must be), and goes on from there. Resolves before the node is in a cell. */
+  static async start(options: CellNodeOptions): Promise<CellNode> {
+    const { disk, dir } = options
+    await disk.makeDir(dir)
+    if (await disk.exists(join(dir, 'timelines')))
+      throw invalidError(
+        `${dir} holds logs of an earlier release, which knew no cells and is not read any more; give another folder and ` +
+          'attach the databases again',
+      )
+    const files = new NodeFiles(disk, dir)
+    let node = await files.loadNode()
+    if (node === undefined) {
+      const nodeId = `${options.name}.${options.randomHex(8)}`
+      node = { version: 1, nodeId, cellId: '', seed: [], recovering: false }
+      await files.createVote()
+      await files.saveNode(node)
+    }
+    if (nameOf(node.nodeId) !== options.name)
+      throw invalidError(
+        `${dir} belongs to node ${nameOf(node.nodeId)}, not ${options.name}: use --id ${nameOf(node.nodeId)}, or another folder`,
+      )
+    const self = new CellNode(options, files, node)
+    if (node.cellId !== '') await self.begin()
+    else if (options.peers.size <= 1 && options.join.length === 0) await self.bootstrap()
+    else void self.bootstrap().catch(error => options.onFatal(error as Error))
+    return self
+  }
+
+  get nodeId(): NodeId {
+    return this.node.nodeId
+  }
+
+  get self(): PeerNode {
+    const { address, zone } = this.options
+    return { nodeId: this.node.nodeId, address, zone }
+  }
+
+  /** The timelines, of a node in a cell. Throws retry before. */
+  get timelines(): CellTimelines {
+    return this.inCell.timelines
+  }
+
+  private get inCell(): Member {
+    if (this.closed !== undefined) throw this.closed
+    if (this.member === undefined)
+      throw retryError('this safekeeper is in no cell yet: it waits for its peers, or to be added')
+    return this.member
+  }
+
+  /** The timelines if this node leads and its state is the newest. */
+  get leading(): CellTimelines | undefined {
+    return this.member?.driver.isServing === true ? this.member.timelines : undefined
+  }
+
+  get members(): Members {
+    return this.inCell.members
+  }
+
+  get driver(): Driver {
+    return this.inCell.driver
+  }
+
+  get peers(): Peers {
+    return this.inCell.peers
+  }
+
+  private async bootstrap(): Promise<void> {
+    const { options } = this
+    const seed = await findCell({
+      self: this.self,
+      peers: options.peers,
+      join: options.join,
+      clock: options.clock,
+      log: options.log,
+      dial: address => this.dial(address),
+      newCellId: () => options.randomHex(16),
+      stop: this.waiting.signal,
+    })
+    if (seed !== undefined) await this.seeded(seed)
+  }
+
+  private seeding: Promise<void> | undefined
+
+  /** This node is of that cell from now on; durable and begun when it resolves. */
+  async seeded(seed: Seed): Promise<void> {
+    while (this.seeding !== undefined) await this.seeding
+    if (this.node.cellId !== '') {
+      if (this.node.cellId !== seed.cellId)
+        throw invalidError(
+          `this safekeeper, ${this.nodeId}, is in cell ${this.node.cellId}, not in ${seed.cellId}: give it an empty data folder`,
+        )
+      return
+    }
+    this.seeding = (async () => {
+      const { cellId, members } = seed
+      const node: NodeFile = { ...this.node, cellId, seed: members.map(member => ({ ...member })) }
+      await this.files.saveNode(node)
+      this.node = node
+      this.waiting.abort(retryError('a cell was found'))
+      await this.begin()
+    })()
+    try {
+      await this.seeding
+    } finally {
+      this.seeding = undefined
+    }
+  }
+
+  /** In a cell: reads the log and takes part. */
+  private async begin(): Promise<void> {
+    const { options, files, node } = this
+    const { disk, clock, dir, log: logger, segmentBytes } = options
+    const { cellId, seed } = node
+    const logDir = join(dir, 'log')
+    if (!(await CellLog.exists(disk, logDir))) {
+      await disk.makeDir(logDir)
+      await CellLog.create({ disk, dir: logDir }, { index: 0 as LogIndex, term: 0 as Term })
+    }
+    const seedMembership: Membership = { voters: seed.map(({ nodeId }) => nodeId), learners: [] }
+    const kept: EntryId[] = []
+    let state = new CellState(seedMembership)
+    for (const member of seed) state.nodes.set(member.nodeId, { address: member.address, zone: member.zone })
+    for (const index of await files.listSnapshots()) {
+      state = await files.loadSnapshot(index)
+      kept.push(state.last)
+    }
+    const isAlone = seed.length === 1 && state.membership.voters.length <= 1
+    const { log, start } = await CellLog.open({
+      disk,
+      clock,
+      dir: logDir,
+      log: logger,
+      ...(segmentBytes !== undefined && { segmentBytes }),
+      appliedTo: state.last.index,
+      acceptDamage: !isAlone,
+      onFatal: error => options.onFatal(error),
+    })
+    if (log.base.index > state.last.index) {
+      // The snapshot that the log was emptied for is durable before: this is not what we left.
+      throw invalidError(
+        `${dir}: the log begins after entry ${log.base.index}, but the newest snapshot is of ${state.last.index}`,
+      )
+    }
+    let recovering = node.recovering
+    if (start.damage !== undefined || log.lastIndex < state.last.index) {
+      logger.error(
+        { damage: start.damage, lastIndex: log.lastIndex },
+        'part of the log is damaged: it is fetched from the others',
+      )
+      recovering = true
+      this.node = { ...node, recovering }
+      await files.saveNode(this.node)
+    }
+    if (log.lastIndex < state.last.index) await log.reset(state.last)
+    const base = log.base
+    const hardState = await files.loadVote()
+    const baseMembership =
+      kept.length > 0 ? (await files.loadSnapshot(kept[0]!.index)).membership : seedMembership
+    const memberships = [
+      { index: Math.max(base.index, 0) as LogIndex, membership: baseMembership },
+      ...start.memberships
+        .filter(at => at.index > base.index && at.index <= log.lastIndex)
+        .map(at => ({ index: at.index, membership: decodeMembership(at.payload) })),
+    ]
+    const core = createCore({
+      self: node.nodeId,
+      hardState,
+      base,
+      runs: log.lastIndex === base.index ? [] : start.runs,
+      memberships,
+      recovering,
+      nowMs: clock.monotonicMs(),
+      seed: Math.floor(options.random() * 0x7fffffff),
+      timing: options.timing,
+    })
+    const snapshots = new Snapshots(files, log, kept, logger)
+    const peers = new Peers({
+      cellId,
+      self: this.self,
+      clock,
+      random: options.random,
+      log: logger,
+      dial: address => this.dial(address),
+      onMessage: (from, message) => driver.receive(from, message),
+      onEntries: (from, message, bulk) => driver.receiveEntries(from, message, bulk),
+      onSnapshot: (from, term, last, bytes) => driver.receiveSnapshot(from, term, last, bytes),
+      onLost: peer => driver.peerLost(peer),
+      onSeen: seen => members.onSeen(seen),
+    })
+    const driver: Driver = new Driver({
+      core,
+      self: node.nodeId,
+      log,
+      files,
+      transport: peers,
+      clock,
+      state,
+      logger,
+      events: {
+        onApplied: (entry, result) => {
+          snapshots.applied(entry.payload.length)
+          timelines.applied(entry, result)
+          if (entry.kind === 'command') this.aim()
+        },
+        onRole: (role, _, leader) => this.onRole(role, leader),
+        onMembership: (membership, committed) => {
+          members.onMembership(membership, committed)
+          this.aim()
+        },
+        onInstalled: () => {
+          timelines.installed()
+          this.aim()
+        },
+      },
+      snapshotToSend: () => snapshots.toSend(),
+      keepSnapshot: (last, bytes) => snapshots.replaceAll(last, bytes),
+      onFatal: error => options.onFatal(error),
+    })
+    const timelines = new CellTimelines(driver, log, clock, logger)
+    const newest = memberships.at(-1)!.membership
+    const members = new Members(
+      {
+        driver,
+        cellId,
+        self: this.self,
+        clock,
+        log: logger,
+        dial: address => this.dial(address),
+        isConnected: id => peers.isConnected(id),
+      },
+      newest,
+    )
+    this.member = { cellId, seed, log, driver, peers, timelines, members, snapshots }
+    logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
+    this.aim()
+    void driver.run()
+    void timelines.run()
+    void this.housekeeping(this.member)
+  }
+
+  /** Subscribes at whoever is in the cell, by the state; where that knows nothing, by what we were told at the start. */
+  private aim(): void {
+    const { member, options } = this
+    if (member === undefined) return
+    const targets = new Map<string, Address>(this.hints)
+    for (const [name, address] of options.peers) targets.set(name, address)
+    for (const id of member.members.all) {
+      const info = member.driver.state.nodes.get(id)
+      if (info !== undefined && info.address !== '') targets.set(nameOf(id), parseAddress(info.address))
+      const configured = options.peers.get(nameOf(id))
+      if (configured !== undefined) targets.set(nameOf(id), configured)
+    }
+    const names = new Set([...member.members.all].map(nameOf))
+    // Those that were removed are not asked any more; before anything is known, all are.
+    if (names.size > 0) for (const name of targets.keys()) if (!names.has(name)) targets.delete(name)
+    targets.delete(options.name)
+    member.peers.setTargets(targets)
+  }
+
+  private onRole(role: Role, leader: NodeId | undefined): void {
+    if (role !== 'recovering' && this.node.recovering) {
+      this.node = { ...this.node, recovering: false }
+      this.files.saveNode(this.node).catch(error => this.options.onFatal(error as Error))
+    }
+    if (leader !== undefined) {
+      for (const run of this.leaderWaiters.splice(0)) run()
+      if (role === 'leader') setImmediate(() => this.noteSelf())
+    }
+  }
+
+  private noteSelf(): void {
+    this.member?.members.onSeen(this.self)
+  }
+
+  private async housekeeping(member: Member): Promise<void> {
+    const { clock, log: logger } = this.options
+    const { driver, log, snapshots, members } = member
+    let trimmedBase = log.base.index
+    while (this.closed === undefined) {
+      await clock.sleep(HOUSEKEEPING_MS)
+      try {
+        members.onSeen(this.self)
+        await this.lookForLeader(member)
+        if (snapshots.isDue(driver.state) && log.flushed.index >= driver.state.last.index) {
+          await log.settleApplied()
+          await snapshots.take(driver.state)
+        }
+        await snapshots.trim(driver.state, driver.commitIndex)
+        if (log.base.index > trimmedBase) {
+          trimmedBase = log.base.index
+          driver.trimmed(log.base)
+        }
+      } catch (error) {
+        if (this.closed === undefined)
+          logger.warn({ err: error }, 'housekeeping of the log failed; it is tried again')
+      }
+    }
+  }
+
+  /** A node that was added knows nobody yet but those it was told to ask: they say where the leader is. */
+  private async lookForLeader(member: Member): Promise<void> {
+    if (member.members.all.size > 0) return
+    const { options } = this
+    for (const address of [...options.join, ...[...options.peers.values()], ...this.hints.values()]) {
+      if (formatAddress(address) === options.address) continue
+      try {
+        const connection = await this.dial(address)
+        try {
+          const { message } = await connection.request(
+            { type: MessageType.PeerHello, cellId: member.cellId, node: this.self },
+            { deadlineMs: PEER_DEADLINE_MS },
+          )
+          this.hints.set(nameOf(message.node.nodeId), address)
+          if (message.leader !== '' && message.leaderAddress !== '')
+            this.hints.set(nameOf(message.leader), parseAddress(message.leaderAddress))
+        } finally {
+          connection.close()
+        }
+      } catch {
+        // Another one may know.
+      }
+    }
+    this.aim()
+  }
+
+  /** The one place where a safekeeper dials another. */
+  private dial(address: Address, elsewhere: 'forward' | 'redirect' = 'redirect'): Promise<Connection> {
+    return dial([address], ServerRole.SAFEKEEPER, {
+      ...this.options.dial,
+      elsewhere,
+      deadlineMs: PEER_DEADLINE_MS,
+      frameBytesMax: PEER_FRAME_BYTES_MAX,
+      software: `palimpsest safekeeper ${this.options.name}`,
+    })
+  }
+
+  // What others ask
+
+  get leaderAddress(): string {
+    const leader = this.member?.driver.leader
+    if (leader === undefined) return ''
+    if (leader === this.nodeId) return this.options.address
+    const known = this.member?.driver.state.nodes.get(leader)?.address
+    if (known !== undefined && known !== '') return known
+    const configured = this.options.peers.get(nameOf(leader))
+    return configured === undefined ? '' : formatAddress(configured)
+  }
+
+  hello(from: PeerNode, cellId: string): PeerHelloReply {
+    const { member } = this
+    if (member !== undefined && cellId === '') member.members.onWaiting(from)
+    const isFirst = member?.seed.some(({ nodeId }) => nodeId === from.nodeId) === true
+    return {
+      type: MessageType.PeerHelloReply,
+      cellId: this.node.cellId,
+      node: this.self,
+      leader: member?.driver.leader ?? '',
+      leaderAddress: this.leaderAddress,
+      term: member?.driver.term ?? 0,
+      seed: isFirst ? member!.seed : [],
+    }
+  }
+
+  /**
+   * A request that this node cannot answer because it does not lead: waits a little if there is no leader at present, then
+   * answers it itself (`here`) if it has become the leader, passes it on, or says where to go.
+   */
+  async elsewhere(
+    request: IncomingRequest<{ readonly type: number }>,
+    ctx: RequestContext,
+    here: (() => Promise<void> | void) | undefined,
+  ): Promise<void> {
+    await this.leaderKnown()
+    const { member } = this
+    if (here !== undefined && this.leading !== undefined) return here()
+    const address = this.leaderAddress
+    if (member === undefined || address === '' || member.driver.role === 'leader')
+      throw retryError(
+        member === undefined
+          ? 'this safekeeper is in no cell yet: it waits for its peers, or to be added'
+          : 'the cell has no leader at present: are a quorum of its safekeepers up and connected?',
+      )
+    if (ctx.wantsForward && here !== undefined)
+      return this.forwarder.forward(address, request as IncomingRequest<Message & Request>, reply =>
+        ctx.reply(reply.message as ReplyMessage, { more: reply.more, bulk: reply.bulk }),
+      )
+    throw new PalimpsestError(
+      'refresh',
+      `${member.driver.leader} at ${address} leads the cell, not ${this.nodeId}`,
+      {
+        askAt: address,
+      },
+    )
+  }
+
+  /** Resolves when there is a leader that can serve, or when waiting longer is of no use. */
+  async leaderKnown(waitMs = LEADER_WAIT_MS): Promise<boolean> {
+    const { clock } = this.options
+    const until = clock.monotonicMs() + waitMs
+    for (;;) {
+      if (this.closed !== undefined) throw this.closed
+      const driver = this.member?.driver
+      if (
+        driver !== undefined &&
+        (driver.isServing || (driver.role !== 'leader' && driver.leader !== undefined))
+      )
+        return true
+      if (clock.monotonicMs() >= until) return false
+      await clock.sleep(10)
+    }
+  }
+
+  status(): CellStatusReply {
+    const { member, options } = this
+    const base = {
+      type: MessageType.CellStatusReply,
+      nodeId: this.nodeId,
+      cellId: this.node.cellId,
+      zone: options.zone,
+    } as const
+    if (member === undefined)
+      return {
+        ...base,
+        role: 'waiting',
+        term: 0,
+        leader: '',
+        leaderAddress: '',
+        leaderSilentMs: undefined,
+        beginIndex: 0,
+        lastIndex: 0,
+        flushedIndex: 0,
+        commitIndex: 0,
+        appliedIndex: 0,
+        diskBytes: 0,
+        rawBytes: 0,
+        storedBytes: 0,
+        timelines: 0,
+        writable: true,
+        lastError: '',
+        members: [],
+      }
+    const { driver, log, members } = member
+    const stats = log.stats()
+    return {
+      ...base,
+      role: driver.role,
+      term: driver.term,
+      leader: driver.leader ?? '',
+      leaderAddress: this.leaderAddress,
+      leaderSilentMs: driver.leaderSilentMs,
+      beginIndex: log.beginIndex,
+      lastIndex: log.lastIndex,
+      flushedIndex: log.flushed.index,
+      commitIndex: driver.commitIndex,
+      appliedIndex: driver.state.last.index,
+      diskBytes: stats.diskBytes,
+      rawBytes: 0,
+      storedBytes: 0,
+      timelines: driver.state.timelines.size,
+      writable: driver.writable,
+      lastError: log.lastError,
+      members: describeMembers(driver, members.membership, this.self, options.peers),
+    }
+  }
+
+  async close(reason: PalimpsestError): Promise<void> {
+    this.closed = reason
+    this.waiting.abort(reason)
+    await this.seeding?.catch(() => {})
+    const { member } = this
+    if (member !== undefined) {
+      // Others shall not wait for an election time-out.
+      await this.stepDown(member).catch(() => {})
+      member.timelines.close(reason)
+      member.driver.stop(reason)
+      member.peers.close()
+      await member.log.close()
+    }
+    this.forwarder.close()
+    await this.files.close()
+  }
+
+  private async stepDown({ driver, members, peers }: Member): Promise<void> {
+    const { clock } = this.options
+    const others = members.membership.voters.filter(id => id !== this.nodeId && peers.isConnected(id))
+    if (driver.role !== 'leader' || others.length === 0) return
+    others.sort((a, b) => driver.matchOf(b) - driver.matchOf(a))
+    driver.transfer(others[0]!)
+    const until = clock.monotonicMs() + 300
+    while (driver.role === 'leader' && clock.monotonicMs() < until) await clock.sleep(5)
+  }
+}
+
+function describeMembers(
+  driver: Driver,
+  membership: Membership,
+  self: PeerNode,
+  configured: ReadonlyMap<string, Address>,
+): CellMember[] {
+  const { voters, outgoing = [], learners } = membership
+  const kinds = new Map<NodeId, CellMember['kind']>()
+  for (const id of outgoing) kinds.set(id, 'outgoing')
+  for (const id of learners) kinds.set(id, 'learner')
+  for (const id of voters) kinds.set(id, 'voter')
+  return [...kinds].map(([nodeId, kind]) => {
+    const known = driver.state.nodes.get(nodeId)
+    const address = configured.get(nameOf(nodeId))
+    return {
+      nodeId,
+      address: known?.address ?? (address === undefined ? '' : formatAddress(address)),
+      zone: known?.zone ?? '',
+      kind,
+      matchIndex: driver.role === 'leader' ? driver.matchOf(nodeId) : 0,
+      silentMs: nodeId === self.nodeId ? 0 : driver.silentMs(nodeId),
+    }
+  })
+}

@@ -1,0 +1,156 @@
+/**
+ * Snapshots of the cell's state, and how far the log may be trimmed.
+ *
+ * A snapshot holds no redo. So a member may be sent one only if no redo that is needed lies at or below its index, and
+ * the log is trimmed only up to such a one: `kept[0]` is at or above the log's base and below all redo that is needed.
+ * The newest one shortens the next start. Those between let the beginning move on later.
+ */
+import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import { internalError } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import type { CellState } from './cell-state.ts'
+import type { EntryId, LogIndex } from './core/types.ts'
+import type { CellLog } from './log/cell-log.ts'
+import type { NodeFiles } from './node-files.ts'
+
+const KEPT_MAX = 16
+/** After so much redo, or so many times the last snapshot's own length, there is a new one. */
+const EVERY_BYTES = 64 * 1024 * 1024
+const EVERY_ENTRIES = 65_536
+const EVERY_TIMES_ITS_LENGTH = 32
+
+interface Trimmable {
+  trim?(options: { keepFrom: LogIndex; neededFrom(id: TimelineId): Lsn | undefined }): Promise<void>
+  indexOf?(id: TimelineId, lsn: Lsn): LogIndex | undefined
+}
+
+export class Snapshots {
+  private readonly files: NodeFiles
+  private readonly log: CellLog
+  private readonly logger: Log
+  /** Ascending. */
+  private kept: EntryId[]
+  private bytesSince = 0
+  private lastBytes = 0
+  private turn: Promise<unknown> = Promise.resolve()
+
+  constructor(files: NodeFiles, log: CellLog, kept: readonly EntryId[], logger: Log) {
+    this.files = files
+    this.log = log
+    this.kept = [...kept]
+    this.logger = logger
+  }
+
+  get newest(): EntryId | undefined {
+    return this.kept.at(-1)
+  }
+
+  /** An entry was applied. */
+  applied(payloadBytes: number): void {
+    this.bytesSince += payloadBytes
+  }
+
+  /** Whether it is time for another one. */
+  isDue(state: CellState): boolean {
+    const entries = state.last.index - (this.newest?.index ?? 0)
+    if (entries === 0) return false
+    return (
+      this.bytesSince >= Math.max(EVERY_BYTES, this.lastBytes * EVERY_TIMES_ITS_LENGTH) ||
+      entries >= EVERY_ENTRIES
+    )
+  }
+
+  /** Durable when it resolves. All that the state holds must be flushed here. */
+  take(state: CellState): Promise<void> {
+    const last = state.last
+    const bytes = state.encode()
+    this.bytesSince = 0
+    this.lastBytes = bytes.length
+    return this.exclusive(async () => {
+      if (last.index <= (this.newest?.index ?? -1)) return
+      await this.files.saveSnapshot(last.index, bytes)
+      this.kept.push(last)
+      await this.thin()
+    })
+  }
+
+  /** Drops what lies between others rather than the ends. */
+  private async thin(): Promise<void> {
+    while (this.kept.length > KEPT_MAX) {
+      // The one whose neighbours are closest to each other.
+      let best = 1
+      for (let i = 1; i + 1 < this.kept.length; i++) if (this.gap(i) < this.gap(best)) best = i
+      const [dropped] = this.kept.splice(best, 1)
+      await this.files.removeSnapshot(dropped!.index)
+    }
+  }
+
+  private gap(i: number): number {
+    return this.kept[i + 1]!.index - this.kept[i - 1]!.index
+  }
+
+  /** The leader's, in place of everything that was here. Durable when it resolves. */
+  replaceAll(last: EntryId, bytes: Uint8Array): Promise<void> {
+    return this.exclusive(async () => {
+      await this.files.saveSnapshot(last.index, bytes)
+      const old = this.kept.filter(snapshot => snapshot.index !== last.index)
+      this.kept = [last]
+      this.bytesSince = 0
+      for (const { index } of old) await this.files.removeSnapshot(index)
+    })
+  }
+
+  /** What a member gets that needs what is trimmed: the oldest. */
+  toSend(): Promise<{ last: EntryId; bytes: Uint8Array }> {
+    return this.exclusive(async () => {
+      const last = this.kept[0]
+      if (last === undefined) throw internalError('there is no snapshot to send, though the log was trimmed')
+      return { last, bytes: await this.files.readSnapshot(last.index) }
+    })
+  }
+
+  /** Gives up redo that nobody needs, and the log below it, and snapshots of older states. Returns the log's new base. */
+  trim(state: CellState, committed: LogIndex): Promise<EntryId> {
+    return this.exclusive(async () => {
+      // After a start the consensus must have found its commit point again first.
+      if (committed < state.last.index) return this.log.base
+      const lowest = this.lowestNeeded(state)
+      let keep = 0
+      while (keep + 1 < this.kept.length && this.kept[keep + 1]!.index < lowest) keep++
+      const first = this.kept[keep]
+      const keepFrom =
+        first !== undefined && first.index < lowest ? ((first.index + 1) as LogIndex) : this.log.beginIndex
+      const log = this.log as CellLog & Trimmable
+      if (log.trim === undefined) return this.log.base
+      await log.trim({
+        keepFrom,
+        neededFrom: id => {
+          const timeline = state.timelines.get(id)
+          return timeline === undefined ? undefined : state.neededFrom(timeline)
+        },
+      })
+      for (const { index } of this.kept.splice(0, keep)) await this.files.removeSnapshot(index)
+      if (keep > 0)
+        this.logger.debug({ index: this.log.beginIndex, snapshot: this.kept[0]?.index }, 'log trimmed')
+      return this.log.base
+    })
+  }
+
+  /** Index of the first entry whose redo somebody needs; beyond the end if nobody needs any. */
+  private lowestNeeded(state: CellState): number {
+    let lowest: number = state.last.index + 1
+    for (const timeline of state.timelines.values()) {
+      const from = state.neededFrom(timeline)
+      if (from >= timeline.endLsn) continue
+      const index = (this.log as CellLog & Trimmable).indexOf?.(timeline.id, from)
+      if (index !== undefined && index < lowest) lowest = index
+    }
+    return lowest
+  }
+
+  private exclusive<T>(run: () => Promise<T>): Promise<T> {
+    const result = this.turn.then(run)
+    this.turn = result.catch(() => {})
+    return result
+  }
+}
