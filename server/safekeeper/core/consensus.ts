@@ -53,6 +53,10 @@ export type { CoreState } from './state.ts'
  */
 export function createCore(start: CoreStart): CoreState {
   const log = createRuns(start.base, start.runs)
+  const applied = start.applied ?? log.base.index
+  if (applied < log.base.index || applied > log.last) {
+    throw new CoreError(`applied up to ${applied}, but the log is (${log.base.index}, ${log.last}]`)
+  }
   const memberships = start.memberships.filter(at => at.index <= log.last)
   if (memberships.length === 0) throw new CoreError('no membership: neither in the snapshot nor in the log')
   const { hardState } = start
@@ -64,9 +68,9 @@ export function createCore(start: CoreStart): CoreState {
     durable: hardState,
     log,
     flushed: log.last,
-    commit: log.base.index,
-    applied: log.base.index,
-    verified: log.base.index,
+    commit: applied,
+    applied,
+    verified: applied,
     roundHeard: 0,
     memberships,
     membershipApplied: -1 as LogIndex,

@@ -32,9 +32,14 @@ export function tickElection(state: CoreState): void {
   askForPreVotes(state)
 }
 
-/** A node that recovers might miss what it acknowledged; one that takes in a snapshot has a log in name only. */
+/**
+ * A node that recovers might miss what it acknowledged; one that takes in a snapshot has a log in name only. A voter whose removal is in
+ * its log but not committed stands, though it will not count itself: the log of the others may be behind its own, and then they
+ * would wait for each other for ever (Ongaro 2014, 4.2.2).
+ */
 function mayStand(state: CoreState): boolean {
-  return !state.recovering && state.installing === undefined && isVoter(membershipOf(state), state.self)
+  if (state.recovering || state.installing !== undefined) return false
+  return state.memberships.some(at => isVoter(at.membership, state.self))
 }
 
 function askForPreVotes(state: CoreState): void {

@@ -11,6 +11,7 @@ import {
   membershipOf,
   resetElectionDue,
   send,
+  tellMembershipApplied,
 } from './state.ts'
 import { appendRun, entryAt, lastAtMost, resetRuns, termAt } from './term-runs.ts'
 import type { EntryId, LogIndex, Message, NodeId } from './types.ts'
@@ -188,6 +189,8 @@ export function onInstalled(state: CoreState, last: EntryId): void {
   if (installing === undefined || installing.index !== last.index || installing.term !== last.term) return
   state.installing = undefined
   state.flushed = last.index
+  state.applied = last.index
+  tellMembershipApplied(state)
   advanceApplied(state)
   acknowledgeFlushed(state)
 }

@@ -18,6 +18,8 @@ export interface Progress {
   match: LogIndex
   /** The entry to be sent next. match < next ≤ last + 1. In `probe`, next - 1 is what is asked for. */
   next: LogIndex
+  /** Where sending began. Entries up to here it has, or is taken to have; none of them is in flight. from < next. */
+  from: LogIndex
   /** How far it has said to have entries, flushed or not. Falls if its disk gives entries back, or a connection lost them. */
   received: LogIndex
   /** The commit index that it was last sent. */
@@ -40,6 +42,7 @@ export function createProgress(id: NodeId, last: LogIndex, nowMs: number): Progr
     state: 'probe',
     match: 0 as LogIndex,
     next: (last + 1) as LogIndex,
+    from: last,
     received: 0 as LogIndex,
     commitSent: 0 as LogIndex,
     round: 0,
@@ -52,7 +55,7 @@ export function createProgress(id: NodeId, last: LogIndex, nowMs: number): Progr
 
 /** Entries sent and not confirmed. */
 export function inflight(progress: Progress): number {
-  return progress.next - 1 - progress.match
+  return progress.next - 1 - Math.max(progress.match, progress.from)
 }
 
 /** The member confirmed all up to `match`. True if that is news. */
@@ -74,6 +77,7 @@ export function becomeProbe(progress: Progress, nowMs: number): void {
 
 export function becomeReplicate(progress: Progress, nowMs: number): void {
   progress.state = 'replicate'
+  progress.from = (progress.next - 1) as LogIndex
   progress.movedMs = nowMs
 }
 

@@ -116,7 +116,7 @@ export type CoreEvent =
    * effect has cut since, even if the sync of it ended only now: the same place may have been given the same entry again.
    */
   | { readonly type: 'flushed'; readonly last: EntryId }
-  /** The snapshot of an effect `install` is durable; the log begins after it. */
+  /** The snapshot of an effect `install` is durable and applied; the log begins after it. */
   | { readonly type: 'installed'; readonly last: EntryId }
   /** All of the log up to and including `last` has gone (trimmed below a snapshot). */
   | { readonly type: 'trimmed'; readonly last: EntryId }
@@ -186,8 +186,13 @@ export type Role = 'follower' | 'preCandidate' | 'candidate' | 'leader' | 'recov
 export interface CoreStart {
   readonly self: NodeId
   readonly hardState: HardState
-  /** The last entry below the log's beginning: the snapshot's. */
+  /** The last entry below the log's beginning: the snapshot's, or one before it. */
   readonly base: EntryId
+  /**
+   * How far the state that was read from the snapshot goes; no `commit` effect tells of it again. Within the log or its base (default
+   * base.index): a log that ends below the snapshot is to be begun anew after it.
+   */
+  readonly applied?: LogIndex | undefined
   /** Terms of the entries (base.index, …]: ascending. */
   readonly runs: readonly EntryRun[]
   /** Memberships: that of the snapshot, and those in the log. Ascending; the last counts. */
