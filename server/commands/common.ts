@@ -102,17 +102,6 @@ export function sizeArgument(text: string): number {
   return Math.round(Number(match[1]) * (UNITS[(match[2] as string).toUpperCase()] as number))
 }
 
-export function formatBytes(bytes: number): string {
-  if (bytes < 1024) return `${bytes} B`
-  let value = bytes
-  for (const unit of ['KiB', 'MiB', 'GiB', 'TiB', 'PiB']) {
-    value /= 1024
-    if (value < 1024 || unit === 'PiB')
-      return `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ${unit}`
-  }
-  throw new Error('unreachable')
-}
-
 export function formatTime(timeUs: number): string {
   return new Date(timeUs / 1000).toISOString()
 }

@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import type { Lsn } from '../../protocol/ids.ts'
 import { Role } from '../../protocol/messages.ts'
 import { type ExportResult, exportDatadir } from '../datadir/export.ts'
-import { humanBytes } from '../shared/progress.ts'
+import { formatBytes } from '../shared/format.ts'
 import { withProgress } from './attach.ts'
 import {
   addClientOptions,
@@ -72,7 +72,7 @@ function printResult(result: ExportResult, json: boolean): void {
   for (const warning of result.warnings) console.error(`warning: ${warning}`)
   const seen = result.sampleTimeUs ? `, written by ${formatTime(result.sampleTimeUs)}` : ''
   console.log(
-    `exported LSN ${result.lsn}${seen} to ${result.out}: ${result.spaces} tablespaces, ${result.files} files, ${humanBytes(result.bytes)}`,
+    `exported LSN ${result.lsn}${seen} to ${result.out}: ${result.spaces} tablespaces, ${result.files} files, ${formatBytes(result.bytes)}`,
   )
   console.log(`start it with: mariadbd ${[`--datadir=${result.out}`, ...result.serverOptions].join(' ')}`)
 }

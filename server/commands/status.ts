@@ -9,12 +9,11 @@ import {
   type WalListItem,
   type WalStateReply,
 } from '../../protocol/messages.ts'
-import { listTimelines } from '../shared/timeline-list.ts'
+import { formatBytes, formatBytes } from '../shared/format.ts'
 import {
   addClientOptions,
   type ClientOptions,
   findTimeline,
-  formatBytes,
   formatTime,
   printJson,
   withConnection,

@@ -6,12 +6,12 @@ import type { Command } from 'commander'
 import { formatAddress } from '../../protocol/dial.ts'
 import { LSN_MAX } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus, type TimelineSummary } from '../../protocol/messages.ts'
+import { formatBytes } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 import {
   addClientOptions,
   type ClientOptions,
   findTimeline,
-  formatBytes,
   formatTime,
   printJson,
   UsageError,

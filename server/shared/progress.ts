@@ -3,6 +3,7 @@
  * elsewhere, JSON lines if asked for. Written to stderr, or to stdout as JSON.
  */
 import { type MultiBar, Presets, type SingleBar } from 'cli-progress'
+import { formatBytes, formatSeconds } from './format.ts'
 
 export type ProgressMode = 'bar' | 'lines' | 'json' | 'silent'
 
@@ -25,26 +26,6 @@ export function progressMode(json: boolean, quiet = false): ProgressMode {
   if (quiet) return 'silent'
   if (json) return 'json'
   return process.stderr.isTTY ? 'bar' : 'lines'
-}
-
-const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const
-
-export function humanBytes(bytes: number): string {
-  let value = bytes
-  let unit = 0
-  while (value >= 1024 && unit < UNITS.length - 1) {
-    value /= 1024
-    unit++
-  }
-  return `${value >= 100 || unit === 0 ? value.toFixed(0) : value.toFixed(1)} ${UNITS[unit]}`
-}
-
-export function humanSeconds(seconds: number): string {
-  if (!Number.isFinite(seconds)) return '?'
-  const s = Math.round(seconds)
-  if (s < 60) return `${s} s`
-  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`
-  return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`
 }
 
 export class Progress {
@@ -94,8 +75,8 @@ export class Progress {
       else if (this.#mode === 'lines')
         this.#write(
           final
-            ? `${name}: ${humanBytes(done)} in ${humanSeconds(seconds)}, ${humanBytes(rate)}/s\n`
-            : `${name}: ${humanBytes(done)} of ${humanBytes(total)} (${percent(done, total)}), ${humanBytes(rate)}/s, ${humanSeconds(left)} left\n`,
+            ? `${name}: ${formatBytes(done)} in ${formatSeconds(seconds)}, ${formatBytes(rate)}/s\n`
+            : `${name}: ${formatBytes(done)} of ${formatBytes(total)} (${percent(done, total)}), ${formatBytes(rate)}/s, ${formatSeconds(left)} left\n`,
         )
     }
     return {
@@ -132,10 +113,10 @@ export class Progress {
       const rate = seconds > 0 ? done / seconds : 0
       return {
         name: name.padEnd(8),
-        done: humanBytes(done),
-        size: humanBytes(total),
-        rate: humanBytes(rate),
-        left: humanSeconds(rate > 0 ? Math.max(0, total - done) / rate : Number.POSITIVE_INFINITY),
+        done: formatBytes(done),
+        size: formatBytes(total),
+        rate: formatBytes(rate),
+        left: formatSeconds(rate > 0 ? Math.max(0, total - done) / rate : Number.POSITIVE_INFINITY),
       }
     }
     this.#open++

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { humanBytes, humanSeconds, Progress } from '../../../server/shared/progress.ts'
+import { Progress } from '../../../server/shared/progress.ts'
 
 function collect(mode: 'lines' | 'json' | 'silent') {
   const out: string[] = []
@@ -55,20 +55,4 @@ t.test('silent', async t => {
   const task = await progress.task('x', 1)
   task.finish()
   t.strictSame(out, [])
-})
-
-t.test('numbers for people', async t => {
-  t.strictSame([0, 1023, 1536, 5 << 20, 300 << 20].map(humanBytes), [
-    '0 B',
-    '1023 B',
-    '1.5 KiB',
-    '5.0 MiB',
-    '300 MiB',
-  ])
-  t.strictSame([3, 75, 7300, Number.POSITIVE_INFINITY].map(humanSeconds), [
-    '3 s',
-    '1 min 15 s',
-    '2 h 1 min',
-    '?',
-  ])
 })

@@ -1,0 +1,22 @@
+/** Numbers for people. */
+
+/** Three digits and a unit, in powers of 1024: `1.50 KiB`, `40.0 MiB`, `300 GiB`. */
+export function formatBytes(bytes: number): string {
+  if (bytes < 1024) return `${Math.round(bytes)} B`
+  let value = bytes
+  for (const unit of ['KiB', 'MiB', 'GiB', 'TiB', 'PiB']) {
+    value /= 1024
+    if (value < 1024 || unit === 'PiB')
+      return `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ${unit}`
+  }
+  throw new Error('unreachable')
+}
+
+/** `3 s`, `1 min 15 s`, `2 h 1 min`; `?` for what is not finite. */
+export function formatSeconds(seconds: number): string {
+  if (!Number.isFinite(seconds)) return '?'
+  const s = Math.round(seconds)
+  if (s < 60) return `${s} s`
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`
+  return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`
+}
