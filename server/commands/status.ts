@@ -9,7 +9,8 @@ import {
   type WalListItem,
   type WalStateReply,
 } from '../../protocol/messages.ts'
-import { formatBytes, formatBytes } from '../shared/format.ts'
+import { formatBytes } from '../shared/format.ts'
+import { listTimelines } from '../shared/timeline-list.ts'
 import {
   addClientOptions,
   type ClientOptions,
