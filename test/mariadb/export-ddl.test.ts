@@ -69,8 +69,13 @@ t.test('random moments of heavy DDL', { skip: mariadbSkip(), timeout: 600_000 },
     const lsn = from + random.below(end - from)
     const out = join(dir, String(i))
     const done = await cluster.cliJson('export', '--timeline', 'ddl', '--lsn', String(lsn), '--out', out)
-    t.strictSame(done['warnings'], [], `seed ${seed}: warnings at LSN ${lsn}`)
+    // A table that was just being made or dropped partition by partition may be left out, and the export says so.
+    const warnings = (done['warnings'] as string[]).filter(text => !/amid a CREATE or DROP TABLE/.test(text))
+    t.strictSame(warnings, [], `seed ${seed}: warnings at LSN ${lsn}`)
     const copy = await MariadbServer.open(t, out)
+    // While purge works on what the copy inherits, CHECK TABLE may meet a delete-marked index entry whose row has just gone,
+    // and warn; a server that was killed and started again does the same.
+    await copy.sql('SET GLOBAL innodb_max_purge_lag_wait = 0')
     t.strictSame(await copy.checkAll(), [], `mariadb-check at LSN ${lsn}`)
     t.strictSame(await orphans(copy), [], `tables at LSN ${lsn}`)
     t.strictSame(await bank.verify(copy, lsn), [], `transactions at LSN ${lsn}`)
