@@ -19,6 +19,7 @@ import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../dat
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
 import type { Progress } from '../shared/progress.ts'
+import { EncryptionWatch, encryptionError } from './encryption-watch.ts'
 import { FileCapture, type FileSink } from './file-capture.ts'
 import type { FileRules } from './file-rules.ts'
 import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts'
@@ -81,6 +82,8 @@ const RETRY_MS_MIN = 200
 const RETRY_MS_MAX = 5000
 const FOLLOW_TICK_MS = 10
 const LAST_LOOK_MS = 3000
+/** How often the files of tablespaces that could be encrypted silently are looked at. */
+const ENCRYPTION_LOOK_MS = 10_000
 /** A sign of life now and then. */
 const REPORT_MS = 60_000
 const WAIT_LSN_MS = 10 * 60_000
@@ -135,6 +138,8 @@ class Session {
   readonly #log: OpenedLog
   readonly #tail: RingTail
   readonly #tracker = new SpaceTracker()
+  readonly #encryption = new EncryptionWatch()
+  #encryptionSeenAt = Number.NEGATIVE_INFINITY
   readonly #undo: UndoWatch
   readonly #pump: RedoPump
   readonly #capture: FileCapture
@@ -246,6 +251,8 @@ class Session {
     const { progress, signal, once } = this.#o
     const job = await this.#missingImport()
     this.#tracker.know(this.#scan!.spaces.map(space => space.space))
+    for (const { space, format } of this.#scan!.spaces)
+      if (format.encryptedHint) this.#encryption.prepared.add(space)
     if (job) {
       await this.#beginJob(job)
     } else {
@@ -348,6 +355,7 @@ class Session {
       this.#capture.poll()
       await this.#finishImports()
       await this.#lookAtUndo()
+      await this.#lookAtEncryption()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
     }
     // What the server had written when we were told to stop is taken along, but nothing is waited for that may not come.
@@ -536,10 +544,37 @@ class Session {
   }
 
   #inspect(chunk: Extract<TailStep, { kind: 'chunk' }>): Cut[] {
-    if (!this.#o.live) return []
-    return this.#tracker
-      .inspect(chunk.bytes, chunk.beginLsn, chunk.fileMtrs)
-      .map(unknown => ({ at: unknown.at, action: lsn => this.#reimport(unknown, lsn) }))
+    const encrypted = this.#encryption.inspect(chunk.bytes, chunk.beginLsn)
+    const unknown = this.#tracker.inspect(chunk.bytes, chunk.beginLsn, chunk.fileMtrs)
+    const cuts: Cut[] = []
+    if (this.#o.live)
+      for (const spaces of unknown)
+        if (!encrypted || spaces.at <= encrypted.at)
+          cuts.push({ at: spaces.at, action: lsn => this.#reimport(spaces, lsn) })
+    if (encrypted)
+      cuts.push({
+        at: encrypted.at,
+        action: lsn => this.#refuseEncryption(encrypted.space, lsn),
+      })
+    return cuts
+  }
+
+  async #refuseEncryption(space: number, lsn: Lsn): Promise<never> {
+    const name =
+      this.#tracker.nameOf(space) ??
+      this.#scan?.spaces.find(file => file.space === space)?.name ??
+      'no name known'
+    // What is readable has its table definitions, too.
+    await this.#capture.idle().catch(() => {})
+    throw encryptionError(space, name, lsn)
+  }
+
+  /** Tablespaces that could be encrypted without the log saying so once more. */
+  async #lookAtEncryption(): Promise<void> {
+    const now = performance.now()
+    if (this.#encryption.prepared.size === 0 || now - this.#encryptionSeenAt < ENCRYPTION_LOOK_MS) return
+    this.#encryptionSeenAt = now
+    await scanDatadir(this.#o.datadir, { live: true })
   }
 
   /** Undo tablespaces come and go at a start of the server, and the log does not name them: it only has their pages. */

@@ -12,8 +12,7 @@
 import { MTR_TRAILER_BYTES, MtrScanner, ScanResult } from '../../parser/mtr-scanner.ts'
 import { RecordCursor, RecordType } from '../../parser/record-decoder.ts'
 import type { Lsn } from '../../protocol/ids.ts'
-import { scanDatadir } from '../datadir/scan.ts'
-import { invalidError } from '../shared/errors.ts'
+import { invalidError, type PalimpsestError } from '../shared/errors.ts'
 
 const MAGIC = Buffer.from([0x73, 0x0e, 0x0c, 0x52, 0x45, 0x74])
 const INFORMATION_BYTES = 27
@@ -78,16 +77,11 @@ export class EncryptionWatch {
   }
 }
 
-/** @throws PalimpsestError always: it names the tablespace's file if there is one, and what to do */
-export async function refuseEncryption(datadir: string, space: number, lsn: Lsn): Promise<never> {
-  // Its page 0 may be on disk by now, or not.
-  const name = await scanDatadir(datadir, { live: true }).then(
-    scan => scan.spaces.find(file => file.space === space)?.name,
-    error => (error as { path?: string }).path,
-  )
-  throw invalidError(
-    `tablespace ${space}${name === undefined ? '' : ` (${name})`} is encrypted from LSN ${lsn} on (ENCRYPTED=YES or innodb_encrypt_tables), ` +
-      'which is not supported: its files could not be read any more, and an export would hold it in plain text. The timeline can be read up to there. ' +
+/** Says which tablespace it is, and what to do. */
+export function encryptionError(space: number, name: string, lsn: Lsn): PalimpsestError {
+  return invalidError(
+    `tablespace ${space} (${name}) is encrypted from LSN ${lsn} on (ENCRYPTED=YES or innodb_encrypt_tables), which is not supported: ` +
+      'its files could not be read any more, and an export would hold it unencrypted. The timeline can be read up to there. ' +
       'To go on, switch encryption off, wait until INFORMATION_SCHEMA.INNODB_TABLESPACES_ENCRYPTION shows MIN_KEY_VERSION 0, and attach with a new timeline',
     lsn,
   )

@@ -22,6 +22,8 @@ export interface UnknownSpaces {
 
 export class SpaceTracker {
   readonly #known = new Set<number>()
+  /** As far as the log named them. */
+  readonly #names = new Map<number, string>()
   readonly #cursor = new RecordCursor()
   /** Named by the last mini-transaction, which ended at `#suspectLsn`, and not created yet. */
   #suspects: FileEvent[] = []
@@ -30,6 +32,11 @@ export class SpaceTracker {
   /** These tablespaces are in the timeline. */
   know(spaces: Iterable<number>): void {
     for (const space of spaces) this.#known.add(space)
+  }
+
+  /** The file of a tablespace, if the log named it. */
+  nameOf(space: number): string | undefined {
+    return this.#names.get(space)
   }
 
   /** The tablespaces that exist, as far as was told. */
@@ -58,6 +65,9 @@ export class SpaceTracker {
       const created = new Set(events.flatMap(event => (event.kind === 'create' ? [event.space] : [])))
       this.#decide(beginLsn, found, beginLsn + start === this.#suspectLsn ? created : undefined)
       for (const event of events) {
+        if (event.kind === 'create' || event.kind === 'modify') this.#names.set(event.space, event.name)
+        else if (event.kind === 'rename') this.#names.set(event.space, event.newName)
+        else if (event.kind === 'delete') this.#names.delete(event.space)
         if (event.kind === 'create') this.#known.add(event.space)
         else if (event.kind === 'delete') this.#known.delete(event.space)
         else if (event.kind === 'modify' && !this.#known.has(event.space)) {
