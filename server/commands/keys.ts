@@ -27,9 +27,9 @@ Example: TLS and two tokens for one machine
   palimpsest keys node local --ca keys
   palimpsest keys token-key --out keys
   palimpsest keys token me --key keys/token.key --scope admin --out keys/me.token
-  palimpsest keys token ps1 --key keys/token.key --scope pageserver --out keys/ps1.token
+  palimpsest keys token servers --key keys/token.key --scope pageserver --scope peer --out keys/servers.token
   palimpsest dev --tls-cert keys/local.pem --tls-key keys/local.key --token-keys keys/token-keys.json \\
-                 --tls-ca keys/ca.pem --token-file keys/ps1.token
+                 --tls-ca keys/ca.pem --token-file keys/servers.token
   palimpsest status --tls-ca keys/ca.pem --token-file keys/me.token`,
     )
 

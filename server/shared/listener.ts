@@ -13,7 +13,7 @@ import {
   type FrameHeader,
 } from '../../protocol/frame.ts'
 import type { Message, MessageType, Replies } from '../../protocol/messages.ts'
-import { Admission, type AdmissionLimits, addressKey, type Place } from './admission.ts'
+import { Admission, type AdmissionLimits, type Place } from './admission.ts'
 import { invalidError, retryError } from './errors.ts'
 import { ListenerStats } from './listener-stats.ts'
 import type { Log } from './log.ts'
@@ -225,11 +225,14 @@ export class Listener {
     server.on('tlsClientError', (error: NodeJS.ErrnoException, socket: TLSSocket) => {
       const { stats, admission } = this.state
       const peer = endpointOf(socket)
-      if (this.handshakes.has(peer)) stats.refuse('handshake')
-      const suppressed = admission.mayLog(addressKey(socket.remoteAddress), Date.now())
+      socket.destroy()
+      const arrival = this.handshakes.get(peer)
+      // Those that went away, or gave way, by themselves are no failures.
+      if (arrival === undefined || arrival.place.gone) return
+      stats.refuse('handshake')
+      const suppressed = admission.mayLog(arrival.place.address, Date.now())
       if (suppressed !== undefined)
         this.log.warn({ peer, suppressed, reason: error.code ?? error.message }, 'TLS handshake failed')
-      socket.destroy()
     })
     return server
   }
@@ -253,6 +256,12 @@ export class Listener {
   get port(): number {
     const address = this.server.address()
     return typeof address === 'object' && address !== null ? address.port : this.options.port
+  }
+
+  /** Where this process reaches itself, also where it listens on all addresses. */
+  get localAddress(): { readonly host: string; readonly port: number } {
+    const host = this.host === '0.0.0.0' ? '127.0.0.1' : this.host === '::' ? '::1' : this.host
+    return { host, port: this.port }
   }
 
   get address(): string {
