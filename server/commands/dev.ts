@@ -3,9 +3,9 @@ import { join } from 'node:path'
 import type { Command } from 'commander'
 import { startPageServer } from '../pageserver/index.ts'
 import { startSafekeeper } from '../safekeeper/safekeeper.ts'
-import { LocalObjectStore } from '../shared/object-store-local.ts'
 import { addPageServerOptions, type PageServerOptions } from './pageserver.ts'
 import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
+import { openStore, type StoreOptions } from './store-options.ts'
 
 export function registerDev(program: Command): void {
   const command = program
@@ -15,7 +15,7 @@ export function registerDev(program: Command): void {
     )
     .addHelpText('after', '\nPrints "ready HOST:PORT" once usable. SIGTERM or Ctrl-C stops it cleanly.')
   addPageServerOptions(addServeOptions(command, '.palimpsest/dev')).action(
-    (options: ServeOptions & PageServerOptions) =>
+    (options: ServeOptions & PageServerOptions & StoreOptions) =>
       serve('dev', options, async (listener, log, parts, watch) => {
         const loaded = watch.readiness.pending('pageserver', 'its manifests are not all loaded yet')
         parts.push(
@@ -28,8 +28,10 @@ export function registerDev(program: Command): void {
         parts.push(
           await startPageServer({
             dataDir: join(options.data, 'pageserver'),
-            store: await LocalObjectStore.open(join(options.data, 'store')),
-            safekeepers: [{ host: listener.host, port: listener.port }],
+            store: await openStore(options),
+            cacheBytes: options.cacheSize,
+            retryStopped: options.retryStopped,
+            safekeepers: [listener.localAddress],
             security: outgoingSecurity(options),
             listener,
             memoryBytes: options.memory,

@@ -1,8 +1,13 @@
 /** Options of the commands that keep something in an object store. */
+import { join } from 'node:path'
 import type { Command } from 'commander'
-import { S3_CHECKSUMS, type S3Checksums, type S3Options } from '../shared/s3-requests.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
+import { openObjectStore } from '../shared/object-store-open.ts'
+import { S3_CHECKSUMS, type S3Checksums } from '../shared/s3-requests.ts'
 
 export interface StoreOptions {
+  data: string
+  store?: string
   s3Endpoint?: string
   s3Region?: string
   s3PathStyle: boolean
@@ -12,6 +17,10 @@ export interface StoreOptions {
 /** Credentials are not among them: they come from where the SDK looks (docs/operations.md). */
 export function addStoreOptions(command: Command): Command {
   return command
+    .option(
+      '--store <DIR|s3://BUCKET/PREFIX>',
+      'object store, where layers are kept (default: the directory DATA/store)',
+    )
     .option('--s3-endpoint <URL>', "an S3 service that is not Amazon's, such as http://127.0.0.1:7480")
     .option('--s3-region <REGION>', 'region of the bucket (default: what the environment says)')
     .option('--s3-path-style', 'put the bucket into the path, not into the host name', false)
@@ -25,11 +34,11 @@ export function addStoreOptions(command: Command): Command {
     )
 }
 
-export function s3Options(options: StoreOptions): S3Options {
-  return {
+export function openStore(options: StoreOptions): Promise<ObjectStore> {
+  return openObjectStore(options.store ?? join(options.data, 'store'), {
     endpoint: options.s3Endpoint,
     region: options.s3Region,
     pathStyle: options.s3PathStyle,
     checksums: options.s3Checksums,
-  }
+  })
 }

@@ -199,6 +199,8 @@ export class ManifestStore {
   #current: Manifest
   #queue: Promise<unknown> = Promise.resolve()
   #fenced: PalimpsestError | undefined
+  /** Told once, whoever's commit it was that lost. */
+  onFenced: (error: PalimpsestError) => void = () => {}
   #objectNumber = 0
 
   private constructor(store: ObjectStore, cas: CasObject, manifest: Manifest) {
@@ -300,7 +302,10 @@ export class ManifestStore {
       try {
         await this.#cas.commit(encodeManifest(next))
       } catch (error) {
-        if (error instanceof PalimpsestError && error.kind === 'fenced') this.#fenced = error
+        if (error instanceof PalimpsestError && error.kind === 'fenced') {
+          this.#fenced = error
+          this.onFenced(error)
+        }
         throw error
       }
       this.#current = next

@@ -139,6 +139,7 @@ export class Timeline implements ReadableTimeline {
       starved: () => env.arenasStarved(),
     })
     if (this.#stopped !== undefined) this.ingest.close()
+    this.manifest.onFenced = error => this.#flushFailed(error)
   }
 
   // Where it stands.

@@ -32,4 +32,23 @@ t.test('one flipped bit in the redo', async t => {
   t.same(differences.slice(0, 5), [], `${compared} pages at LSN ${replay.lsn}`)
   await rig.checkpoint()
   t.equal((await rig.show()).summary.durableLsn, replay.lsn, 'and it becomes durable')
+
+  // It says the same after a restart, although its log now begins at the damage.
+  await rig.stop()
+  await rig.start()
+  const after = await rig.show()
+  t.equal(after.summary.state, 'stopped')
+  t.equal(after.lastError, status.lastError)
+  t.equal(after.summary.ingestedLsn, replay.lsn)
+  t.same((await rig.compare(replay)).differences, [])
+  const refused = (await rig.waitFor(replay.lsn + 1, 1000).catch(e => e)) as PalimpsestError
+  t.match(refused, { kind: 'retry', message: /stopped at LSN/ })
+
+  // Told to try again it stops again where the log is as damaged as before.
+  await rig.stop()
+  await rig.start({ retryStopped: true })
+  await rig.waitFor(replay.lsn + 1, 20_000).catch(() => {})
+  const again = await rig.show()
+  t.equal(again.summary.ingestedLsn, replay.lsn)
+  t.match(again.lastError, new RegExp(`LSN ${replay.lsn}`))
 })

@@ -55,14 +55,26 @@ export class Cluster {
   /** Everything it wrote to stderr: its log. */
   log = ''
 
-  private constructor(dataDir: string, args: readonly string[]) {
+  readonly #command: string
+
+  private constructor(dataDir: string, command: string, args: readonly string[]) {
     this.dataDir = dataDir
+    this.#command = command
     this.#args = args
   }
 
-  static async start(t: Test, args: readonly string[] = []): Promise<Cluster> {
+  static start(t: Test, args: readonly string[] = []): Promise<Cluster> {
+    return Cluster.#run(t, 'dev', args)
+  }
+
+  /** Another page server that follows the safekeepers of `cluster`. */
+  static pageserver(t: Test, cluster: Cluster, args: readonly string[] = []): Promise<Cluster> {
+    return Cluster.#run(t, 'pageserver', ['--safekeepers', cluster.address, ...args])
+  }
+
+  static async #run(t: Test, command: string, args: readonly string[]): Promise<Cluster> {
     const home = mkdtempSync(join(process.env['PALIMPSEST_TEST_TMP'] ?? tmpdir(), 'pal-cluster-'))
-    const cluster = new Cluster(join(home, 'dev'), args)
+    const cluster = new Cluster(join(home, command), command, args)
     t.teardown(async () => {
       await cluster.kill9()
       rmSync(home, { recursive: true, force: true })
@@ -73,7 +85,7 @@ export class Cluster {
 
   /** Starts it again where it listened before. */
   async restart(): Promise<void> {
-    const child = start(['dev', '--data', this.dataDir, '--listen', this.#listen, ...this.#args])
+    const child = start([this.#command, '--data', this.dataDir, '--listen', this.#listen, ...this.#args])
     this.#child = child
     child.stderr!.setEncoding('utf8').on('data', (text: string) => {
       this.log = (this.log + text).slice(-1_000_000)
@@ -85,7 +97,7 @@ export class Cluster {
       this.#listen = match[1]!
       return
     }
-    throw new Error(`palimpsest dev did not become ready:\n${this.log.slice(-3000)}`)
+    throw new Error(`palimpsest ${this.#command} did not become ready:\n${this.log.slice(-3000)}`)
   }
 
   /** For --connect. */

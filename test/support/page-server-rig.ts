@@ -127,7 +127,7 @@ export class Rig {
     this.#options = options
   }
 
-  async start(): Promise<void> {
+  async start(more: { retryStopped?: boolean } = {}): Promise<void> {
     const log = process.env['RIG_LOG'] ? createLog({ name: 'rig', level: process.env['RIG_LOG'] }) : silentLog
     if (this.#walListener === undefined) {
       this.#walListener = new Listener({ host: '127.0.0.1', port: 0, log, services: [this.wal] })
@@ -143,6 +143,7 @@ export class Rig {
       dataDir: join(this.dir, 'pageserver'),
       store: await openStore(this.dir, this.#options.s3),
       cacheBytes: this.#options.cacheBytes,
+      retryStopped: more.retryStopped,
       safekeepers: [{ host: '127.0.0.1', port: this.#walListener.port }],
       listener: this.#listener,
       log,
