@@ -165,6 +165,7 @@ export class CellTimelines {
   }
 
   private async extend(timeline: TimelineState, draft: Draft): Promise<Lsn> {
+    if (this.driver.failed !== undefined) throw this.driver.failed
     const { id } = timeline
     const { epoch, beginLsn, endLsn } = draft
     const tail = this.tails.get(id)

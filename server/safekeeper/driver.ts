@@ -220,6 +220,11 @@ export class Driver {
     return this.role_ === 'leader' && this.state_.last.term === this.term_
   }
 
+  /** Why this node has ended. */
+  get failed(): Error | undefined {
+    return this.failure
+  }
+
   /** Milliseconds since the last word from a leader; 0 on the leader itself; undefined: never heard. */
   get leaderSilentMs(): number | undefined {
     if (this.role_ === 'leader') return 0
@@ -658,7 +663,7 @@ export class Driver {
     const { last } = this.log
     this.cache.truncateAfter(last.index)
     const error = retryError(
-      'the disk of the safekeeper is full: appends are refused until space is freed or the page server has trimmed the log',
+      `${this.log.lastError}; appends are refused until space is freed or the page server has trimmed the log`,
     )
     for (const [index, waiter] of this.waiters)
       if (index > last.index) {

@@ -46,8 +46,8 @@ export interface CellNodeOptions {
   readonly dir: string
   /** 1 to 32 of letters, digits, `_` and `-`. */
   readonly name: string
-  /** Where others reach this node. */
-  readonly address: string
+  /** Where others reach this node; asked for again each time, since a port may be known only later. */
+  readonly address: () => string
   readonly zone: string
   /** First members of the cell by name, this node among them; none: a cell of its own, or see `join`. */
   readonly peers: ReadonlyMap<string, Address>
@@ -133,7 +133,7 @@ export class CellNode {
 
   get self(): PeerNode {
     const { address, zone } = this.options
-    return { nodeId: this.node.nodeId, address, zone }
+    return { nodeId: this.node.nodeId, address: address(), zone }
   }
 
   /** The timelines, of a node in a cell. Throws retry before. */
@@ -234,7 +234,7 @@ export class CellNode {
       ...(segmentBytes !== undefined && { segmentBytes }),
       appliedTo: state.last.index,
       acceptDamage: !isAlone,
-      onFatal: error => options.onFatal(error),
+      onFatal: error => driver.fail(error),
     })
     if (log.base.index > state.last.index) {
       // The snapshot that the log was emptied for is durable before: this is not what we left.
@@ -403,7 +403,7 @@ export class CellNode {
     if (member.members.all.size > 0) return
     const { options } = this
     for (const address of [...options.join, ...[...options.peers.values()], ...this.hints.values()]) {
-      if (formatAddress(address) === options.address) continue
+      if (formatAddress(address) === options.address()) continue
       try {
         const connection = await this.dial(address)
         try {
@@ -440,7 +440,7 @@ export class CellNode {
   get leaderAddress(): string {
     const leader = this.member?.driver.leader
     if (leader === undefined) return ''
-    if (leader === this.nodeId) return this.options.address
+    if (leader === this.nodeId) return this.options.address()
     const known = this.member?.driver.state.nodes.get(leader)?.address
     if (known !== undefined && known !== '') return known
     const configured = this.options.peers.get(nameOf(leader))

@@ -1,56 +1,94 @@
 /** A safekeeper as a part that `palimpsest safekeeper` and `palimpsest dev` put on their listener. */
+import { randomBytes } from 'node:crypto'
+import { type Address, type DialOptions, formatAddress } from '../../protocol/dial.ts'
 import { lockDirectory } from '../shared/dir-lock.ts'
 import { retryError } from '../shared/errors.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
+import type { MetricsPart } from '../shared/metrics.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
-import { SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
-import { TimelineStore } from './timelines.ts'
-import { walService } from './wal-service.ts'
+import { cellService } from './cell-service.ts'
+import type { CoreTiming } from './core/types.ts'
+import { logService } from './log-service.ts'
+import { CellNode } from './node.ts'
+
+export const NODE_NAME_DEFAULT = 'safekeeper'
 
 export interface SafekeeperOptions {
   /** Made if it is not there; belongs to this process alone. */
   readonly dataDir: string
   readonly listener: Listener
   readonly log: Log
+  /** Name of the node: 1 to 32 of letters, digits, `_` and `-`. */
+  readonly id?: string | undefined
+  /** Where other nodes and clients reach this one; the listener's address unless told, or what `peers` has for this node. */
+  readonly address?: string | undefined
+  readonly zone?: string | undefined
+  /** The first members of the cell by name, this node among them. Without it, and without `join`: a cell of one. */
+  readonly peers?: ReadonlyMap<string, Address> | undefined
+  /** Wait to be added to the cell of these. */
+  readonly join?: readonly Address[] | undefined
+  /** How other safekeepers are dialled: this node's TLS and token. */
+  readonly dial?: DialOptions | undefined
   readonly disk?: Disk | undefined
   readonly clock?: Clock | undefined
   /** Of new segments. Existing ones keep theirs. */
   readonly segmentBytes?: number | undefined
-  /** A sync or write of the log failed: nothing this process says about the disk can be trusted. Ends the process. */
+  readonly timing?: Partial<CoreTiming> | undefined
+  readonly metrics?: MetricsPart | undefined
+  /** A sync or write failed: nothing this process says about the disk can be trusted. Ends the process. */
   readonly onFatal?: ((error: Error) => void) | undefined
 }
 
 export interface Safekeeper {
-  readonly store: TimelineStore
-  /** Makes all durable that was accepted, and ends readers with kind retry. Close the listener as well. */
+  readonly node: CellNode
+  /** Resolves when the cell has a leader, as far as this node knows; false if that takes longer than `waitMs`. */
+  ready(waitMs: number): Promise<boolean>
+  /** Makes all durable that was accepted, hands over, and ends readers with kind retry. Close the listener as well. */
   close(): Promise<void>
 }
 
-/** Recovers the logs below `dataDir` and adds the log's service to the listener. */
+/** Reads what is below `dataDir` and adds the services to the listener. A cell of one leads when this resolves. */
 export async function startSafekeeper(options: SafekeeperOptions): Promise<Safekeeper> {
-  const { dataDir, log } = options
+  const { dataDir, log, listener } = options
+  const name = options.id ?? NODE_NAME_DEFAULT
+  const peers = options.peers ?? new Map<string, Address>()
+  const configured = peers.get(name)
   const unlock = lockDirectory(dataDir)
   try {
-    const store = await TimelineStore.open({
+    const node = await CellNode.start({
+      dir: dataDir,
+      name,
+      address: () =>
+        options.address ?? (configured === undefined ? listener.address : formatAddress(configured)),
+      zone: options.zone ?? '',
+      peers,
+      join: options.join ?? [],
       disk: options.disk ?? nodeDisk,
       clock: options.clock ?? nodeClock,
-      dataDir,
-      segmentBytes: options.segmentBytes ?? SEGMENT_BYTES_DEFAULT,
+      randomHex: bytes => randomBytes(bytes).toString('hex'),
+      random: Math.random,
       log,
+      segmentBytes: options.segmentBytes,
+      dial: options.dial ?? {},
+      timing: options.timing,
+      metrics: options.metrics,
       onFatal:
         options.onFatal ??
         (error => {
-          log.fatal({ err: error }, 'the log cannot be made durable: ending the process')
+          log.fatal({ err: error }, 'this safekeeper cannot go on: ending the process')
           process.exit(1)
         }),
     })
-    options.listener.addService(walService(store))
+    listener.addService(logService(node))
+    listener.addService(cellService(node))
+    if (peers.size <= 1 && options.join === undefined) await node.leaderKnown(10_000)
     return {
-      store,
+      node,
+      ready: waitMs => node.leaderKnown(waitMs),
       async close() {
-        await store.close(retryError('the safekeeper is shutting down'))
+        await node.close(retryError('the safekeeper is shutting down'))
         unlock()
       },
     }

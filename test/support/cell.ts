@@ -1,0 +1,117 @@
+/** A cell of safekeepers in this process, each with a listener of its own on loopback and a folder of its own. */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Test } from 'tap'
+import type { Address } from '../../protocol/dial.ts'
+import { type Safekeeper, startSafekeeper } from '../../server/safekeeper/safekeeper.ts'
+import { Listener } from '../../server/shared/listener.ts'
+import { createLog, type Log } from '../../server/shared/log.ts'
+
+export interface TestNode {
+  readonly name: string
+  readonly listener: Listener
+  readonly safekeeper: Safekeeper
+}
+
+export interface TestCellOptions {
+  readonly nodes?: number
+  readonly segmentBytes?: number
+  /** Of a node, by its name. */
+  readonly zone?: (name: string) => string
+}
+
+const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
+
+export class TestCell {
+  readonly dir: string
+  readonly log: Log = createLog({ name: 'cell', level: process.env['PALIMPSEST_TEST_LOG'] ?? 'silent' })
+  readonly nodes = new Map<string, TestNode>()
+  readonly addresses = new Map<string, Address>()
+  private readonly options: TestCellOptions
+
+  private constructor(dir: string, options: TestCellOptions) {
+    this.dir = dir
+    this.options = options
+  }
+
+  static async start(t: Test, options: TestCellOptions = {}): Promise<TestCell> {
+    const dir = mkdtempSync(join(process.env['PALIMPSEST_TEST_TMP'] ?? tmpdir(), 'pal-cell-'))
+    const cell = new TestCell(dir, options)
+    t.teardown(async () => {
+      for (const name of [...cell.nodes.keys()]) await cell.stop(name)
+      rmSync(dir, { recursive: true, force: true })
+    })
+    const names = NAMES.slice(0, options.nodes ?? 3)
+    // Ports first: every node is told all of them.
+    for (const name of names) cell.addresses.set(name, await freePort())
+    for (const name of names) await cell.startNode(name)
+    await cell.leader()
+    return cell
+  }
+
+  /** For clients: all that run. */
+  get list(): Address[] {
+    return [...this.nodes.keys()].map(name => this.addresses.get(name)!)
+  }
+
+  /** `join`: instead of as one of the first. */
+  async startNode(name: string, options: { join?: readonly Address[] } = {}): Promise<TestNode> {
+    let address = this.addresses.get(name)
+    if (address === undefined) {
+      address = await freePort()
+      this.addresses.set(name, address)
+    }
+    const log = this.log.child({ node: name })
+    const listener = new Listener({ ...address, log })
+    await listener.listen()
+    const first = NAMES.slice(0, this.options.nodes ?? 3)
+    const safekeeper = await startSafekeeper({
+      dataDir: join(this.dir, name),
+      id: name,
+      zone: this.options.zone?.(name),
+      peers: options.join === undefined ? new Map(first.map(n => [n, this.addresses.get(n)!])) : undefined,
+      join: options.join,
+      listener,
+      log,
+      segmentBytes: this.options.segmentBytes,
+    })
+    const node = { name, listener, safekeeper }
+    this.nodes.set(name, node)
+    return node
+  }
+
+  async stop(name: string): Promise<void> {
+    const node = this.nodes.get(name)
+    if (node === undefined) return
+    this.nodes.delete(name)
+    await node.listener.close()
+    await node.safekeeper.close()
+  }
+
+  /** Removes the folder of a node that is stopped. */
+  wipe(name: string): void {
+    rmSync(join(this.dir, name), { recursive: true, force: true })
+  }
+
+  /** Waits until one leads. */
+  async leader(): Promise<TestNode> {
+    for (let i = 0; i < 1000; i++) {
+      for (const node of this.nodes.values()) if (node.safekeeper.node.leading !== undefined) return node
+      await new Promise(resolve => setTimeout(resolve, 10))
+    }
+    throw new Error('no leader within 10 s')
+  }
+}
+
+async function freePort(): Promise<Address> {
+  const listener = new Listener({
+    host: '127.0.0.1',
+    port: 0,
+    log: createLog({ name: 'port', level: 'silent' }),
+  })
+  await listener.listen()
+  const { port } = listener
+  await listener.close()
+  return { host: '127.0.0.1', port }
+}
