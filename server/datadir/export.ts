@@ -5,7 +5,7 @@
  * ib_logfile0 comes last and under its name only when all else is on disk, and mariadbd does not start without it: an
  * export that was interrupted cannot be mistaken for a whole one.
  */
-import { mkdir, open, readdir, rename, rm, utimes } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { LOG_START_OFFSET, makeLogFileHead } from '../../parser/log-file.ts'
 import { compressPage } from '../../parser/page-compression.ts'
@@ -60,9 +60,10 @@ const FILE_MODE = 0o660
 export async function exportDatadir(options: ExportOptions): Promise<ExportResult> {
   const { pageServer, status, progress } = options
   const out = resolve(options.out)
-  const { lsn, sampleTimeUs } = await resolveMoment(pageServer, status, options.moment)
+  // First of all, since it fails at once and an LSN may have to be waited for.
   const existed = await claimDirectory(out)
   try {
+    const { lsn, sampleTimeUs } = await resolveMoment(pageServer, status, options.moment)
     const { files, replaced, actions, warnings, spaceNames } = await reconcileExport(pageServer, status, lsn)
     // A file takes its new name before the transaction that renames the table is committed, and recovery looks for those
     // that were committed; what an unfinished CREATE made is not missed.
@@ -120,12 +121,39 @@ async function claimDirectory(out: string): Promise<boolean> {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw explainSystemError(out, error)
   }
-  try {
-    await mkdir(out, { recursive: true, mode: DIRECTORY_MODE })
-  } catch (error) {
-    throw explainSystemError(out, error)
-  }
+  await makeDirectory(out)
   return false
+}
+
+/** Not with `recursive`: on file systems where nothing can be made (/proc), that never comes back. */
+async function makeDirectory(path: string): Promise<void> {
+  const missing: string[] = []
+  for (let at = path; ; at = dirname(at)) {
+    const exists = await stat(at).then(
+      () => true,
+      error => {
+        if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+        throw explainSystemError(at, error)
+      },
+    )
+    if (exists) break
+    missing.push(at)
+  }
+  for (const directory of missing.reverse())
+    try {
+      await mkdir(directory, { mode: DIRECTORY_MODE })
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      if (code === 'EEXIST') continue
+      if (code === 'ENOENT')
+        throw new DatadirError(directory, 'cannot be made there; give a directory on a disk')
+      if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
+        throw new DatadirError(
+          directory,
+          'may not be made there; choose another place, or run this as a user that may write to it',
+        )
+      throw explainSystemError(directory, error)
+    }
 }
 
 async function removeContents(out: string, keepDirectory: boolean): Promise<void> {
