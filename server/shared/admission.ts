@@ -1,7 +1,8 @@
 /**
  * Limits on connections whose client is not known yet, and on those that are. One address's flood of connections that
  * never say who they are costs only that address's own unknown connections: the oldest gives way to the newest. A client
- * that means it is unknown for milliseconds, so it is not the oldest (docs/security.md, "Before authentication").
+ * that means it is unknown for milliseconds, so it is not the oldest; and a page server that dials for hundreds of
+ * timelines at once is no flood, so the young are spared while there is room (docs/security.md, "Before authentication").
  */
 import { isIPv4, isIPv6 } from 'node:net'
 
@@ -9,6 +10,9 @@ export interface AdmissionLimits {
   /** Connections that have not completed their hello. */
   readonly unknownMax: number
   readonly unknownMaxPerAddress: number
+  /** So many of one address, if they are older than `unknownYoungMs`, are enough. */
+  readonly unknownOldPerAddress: number
+  readonly unknownYoungMs: number
   /** Connections that have. */
   readonly connectionsMax: number
   readonly connectionsMaxPerAddress: number
@@ -17,13 +21,15 @@ export interface AdmissionLimits {
 /** One connection's place. */
 export class Place {
   readonly address: string
+  readonly sinceMs: number
   /** Closes the connection, for another that wants the place. */
   readonly evict: () => void
   known = false
   gone = false
 
-  constructor(address: string, evict: () => void) {
+  constructor(address: string, sinceMs: number, evict: () => void) {
     this.address = address
+    this.sinceMs = sinceMs
     this.evict = evict
   }
 }
@@ -66,13 +72,13 @@ export class Admission {
     return this.known_
   }
 
-  /** A place for a new connection, whose client is unknown. */
-  enter(remoteAddress: string | undefined, evict: () => void): Place {
+  /** A place for a new connection, whose client is unknown. `nowMs` never falls. */
+  enter(remoteAddress: string | undefined, nowMs: number, evict: () => void): Place {
     const address = addressKey(remoteAddress)
     const mine = this.addresses.get(address)
-    if (mine !== undefined && mine.unknown.size >= this.limits.unknownMaxPerAddress) this.evictOldest(mine)
+    if (mine !== undefined && this.isFull(mine, nowMs)) this.evictOldest(mine)
     else if (this.unknown_ >= this.limits.unknownMax) this.evictOldest(this.mostUnknown())
-    const place = new Place(address, evict)
+    const place = new Place(address, nowMs, evict)
     this.of(address).unknown.add(place)
     this.unknown_++
     return place
@@ -142,6 +148,14 @@ export class Admission {
       this.addresses.set(address, mine)
     }
     return mine
+  }
+
+  private isFull({ unknown }: PerAddress, nowMs: number): boolean {
+    const { unknownMaxPerAddress, unknownOldPerAddress, unknownYoungMs } = this.limits
+    if (unknown.size < unknownOldPerAddress) return false
+    if (unknown.size >= unknownMaxPerAddress) return true
+    const [oldest] = unknown
+    return oldest !== undefined && nowMs - oldest.sinceMs > unknownYoungMs
   }
 
   private mostUnknown(): PerAddress {

@@ -67,10 +67,12 @@ export interface ListenerLimits extends AdmissionLimits {
 }
 
 export const LISTENER_LIMITS: ListenerLimits = {
-  unknownMax: 512,
-  unknownMaxPerAddress: 128,
-  connectionsMax: 1024,
-  connectionsMaxPerAddress: 512,
+  unknownMax: 1024,
+  unknownMaxPerAddress: 768,
+  unknownOldPerAddress: 128,
+  unknownYoungMs: 1000,
+  connectionsMax: 16_384,
+  connectionsMaxPerAddress: 12_288,
   requestsMax: 1024,
   requestBytesMax: 64 * 1024 * 1024,
   requestBytesMaxAll: 256 * 1024 * 1024,
@@ -183,7 +185,7 @@ export class Listener {
     const { stats, admission } = this.state
     stats.accepted++
     const arrival: Arrival = { acceptedAtMs: performance.now(), socket, place: undefined as never }
-    arrival.place = admission.enter(socket.remoteAddress, () => {
+    arrival.place = admission.enter(socket.remoteAddress, arrival.acceptedAtMs, () => {
       stats.refuse('limit')
       const suppressed = admission.mayLog(arrival.place.address, Date.now())
       if (suppressed !== undefined)

@@ -345,7 +345,7 @@ t.test('a client does not give its token to the network', async t => {
 
 t.test('half-open and slow connections', async t => {
   const pki = await Pki.make(t)
-  const limits = { helloMs: 300, unknownMaxPerAddress: 20 }
+  const limits = { helloMs: 300, unknownMaxPerAddress: 20, unknownOldPerAddress: 20 }
   const plain = await start(t, { tokenKeys: pki.path('token-keys.json') }, limits)
   const tls = await start(t, pki.serverFiles, limits)
   const tokenFile = await pki.tokenFile(['admin'])
@@ -366,4 +366,13 @@ t.test('half-open and slow connections', async t => {
     await until(() => ended.count === sockets.length)
     t.pass('all gone')
   }
+})
+
+t.test('hundreds of honest connections at once are no flood', async t => {
+  const pki = await Pki.make(t)
+  const client = openClientSecurity({ tokenFile: await pki.tokenFile(['admin']) })
+  const { open, listener } = await start(t, { tokenKeys: pki.path('token-keys.json') })
+  const connections = await Promise.all(Array.from({ length: 500 }, () => open(client)))
+  await Promise.all(connections.map(connection => connection.request({ type: MessageType.Ping })))
+  t.equal(listener.connections, 500)
 })

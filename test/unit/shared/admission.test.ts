@@ -1,22 +1,45 @@
 import t from 'tap'
 import { Admission, addressKey, type Place } from '../../../server/shared/admission.ts'
 
-const LIMITS = { unknownMax: 10, unknownMaxPerAddress: 4, connectionsMax: 6, connectionsMaxPerAddress: 3 }
+const LIMITS = {
+  unknownMax: 10,
+  unknownMaxPerAddress: 8,
+  unknownOldPerAddress: 4,
+  unknownYoungMs: 1000,
+  connectionsMax: 6,
+  connectionsMaxPerAddress: 3,
+}
 
 function gate() {
   const admission = new Admission(LIMITS)
   const evicted: string[] = []
-  const enter = (address: string, name: string): Place => admission.enter(address, () => evicted.push(name))
+  const enter = (address: string, name: string, nowMs = 0): Place =>
+    admission.enter(address, nowMs, () => evicted.push(name))
   return { admission, evicted, enter }
 }
 
 t.test('the oldest unknown connection of the same address gives way', async t => {
   const { admission, evicted, enter } = gate()
-  for (let i = 0; i < 6; i++) enter('10.0.0.1', `a${i}`)
-  t.same(evicted, ['a0', 'a1'])
+  for (let i = 0; i < 8; i++) enter('10.0.0.1', `a${i}`)
+  t.same(evicted, [], 'many at once are no flood yet')
+  enter('10.0.0.1', 'a8')
+  t.same(evicted, ['a0'], 'too many are')
   enter('10.0.0.2', 'b0')
+  t.equal(admission.unknown, 9)
+  t.same(evicted, ['a0'], 'another address is not touched')
+})
+
+t.test('those that stay unknown for long are fewer', async t => {
+  const { admission, evicted, enter } = gate()
+  for (let i = 0; i < 4; i++) enter('10.0.0.1', `a${i}`, i * 400)
+  enter('10.0.0.1', 'a4', 1000)
+  t.same(evicted, [])
+  enter('10.0.0.1', 'a5', 1001)
+  t.same(evicted, ['a0'])
   t.equal(admission.unknown, 5)
-  t.same(evicted, ['a0', 'a1'], 'another address is not touched')
+  enter('10.0.0.1', 'a6', 3000)
+  enter('10.0.0.1', 'a7', 3000)
+  t.same(evicted, ['a0', 'a1', 'a2'])
 })
 
 t.test('when all places are taken, the address with most of them pays', async t => {
