@@ -1,7 +1,7 @@
 // The page server's ingestion alone: a safekeeper holds the whole log before the clock starts, as InnoDB's recovery finds it
 // whole on the disk. From the moment the page server is told of the timeline it takes the log over TCP, verifies every
 // checksum and record, indexes it by page, and is done when all of it is in layers that its manifest lists.
-import { closeSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync } from 'node:fs'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -22,6 +22,8 @@ import { timeRecovery } from './recovery.ts'
 
 const bin = fileURLToPath(new URL('../bin/palimpsest.js', import.meta.url))
 const CHUNK_BYTES = 1 << 20
+/** USER_HZ: the same on every Linux that Node.js has packages for. */
+const TICKS_PER_SECOND = 100
 const INGEST = 'Palimpsest page server'
 const RECOVERY = 'InnoDB crash recovery'
 
@@ -106,7 +108,7 @@ export async function timePageServer(
   scratch: string,
   options: readonly string[],
   timelines = 1,
-): Promise<{ seconds: number; redoBytes: number; rssPeakMiB: number }> {
+): Promise<{ seconds: number; redoBytes: number; rssPeakMiB: number; cpu: CpuPerGigabyte }> {
   mkdirSync(scratch, { recursive: true })
   const safekeeper = await server(['safekeeper', '--data', join(scratch, 'safekeeper')])
   try {
@@ -122,14 +124,20 @@ export async function timePageServer(
     try {
       let seconds = 0
       let redoBytes = 0
+      const cpu = { pageServer: 0, safekeeper: 0 }
       for (let i = 0; i < timelines; i++) {
         const timeline = (i + 1).toString(16).padStart(32, 'be') as TimelineId
         const name = `bench-${i}`
         const { begin, end } = await fill(safekeeper.connection, timeline, name, logFile)
+        const before = [cpuSeconds(pageServer.child.pid!), cpuSeconds(safekeeper.child.pid!)] as const
         seconds += await timeTimeline(pageServer.connection, timeline, name, begin, end)
+        cpu.pageServer += cpuSeconds(pageServer.child.pid!) - before[0]
+        cpu.safekeeper += cpuSeconds(safekeeper.child.pid!) - before[1]
         redoBytes += end - begin
       }
-      return { seconds, redoBytes, rssPeakMiB: peakMemory(pageServer.child.pid!) }
+      cpu.pageServer /= redoBytes / 1e9
+      cpu.safekeeper /= redoBytes / 1e9
+      return { seconds, redoBytes, rssPeakMiB: peakMemory(pageServer.child.pid!), cpu }
     } finally {
       pageServer.connection.close()
       await endChild(pageServer.child)
@@ -164,6 +172,24 @@ async function timeTimeline(
   const { durableLsn } = (await pageServer.request(checkpoint)).message
   if (durableLsn < end) throw new Error(`durable is only LSN ${durableLsn} of ${end}`)
   return (performance.now() - from) / 1000
+}
+
+/** Processor seconds that each side took for a GB of redo: far steadier than wall time on a machine with neighbours. */
+export interface CpuPerGigabyte {
+  pageServer: number
+  safekeeper: number
+}
+
+/** Processor time of a process until now, all its threads, in seconds; 0 where the system does not tell (not Linux). */
+function cpuSeconds(pid: number): number {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    // Fields 14 and 15, user and system; the second is the name in parentheses, which may hold anything.
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+    return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND
+  } catch {
+    return 0
+  }
 }
 
 /** Largest resident size of a process in MiB, where the system tells (Linux); else 0. */
@@ -219,20 +245,27 @@ export const benchmark: Benchmark = {
           report.add({ group: 'whole log', subject: RECOVERY, perSecond: data.redoBytes / 1e6 / seconds })
         }
         note(`${INGEST}…`)
-        const { seconds, redoBytes, rssPeakMiB } = await timePageServer(
+        const { seconds, redoBytes, rssPeakMiB, cpu } = await timePageServer(
           logFile,
           join(scratch, `run${run}`),
           options,
           timelines,
         )
         note(
-          `${Math.round(redoBytes / 1e6)} MB of redo; the page server took at most ${rssPeakMiB} MiB of memory`,
+          `${Math.round(redoBytes / 1e6)} MB of redo; the page server took at most ${rssPeakMiB} MiB of memory; ` +
+            `processor seconds a GB: ${cpu.pageServer.toFixed(2)} page server, ${cpu.safekeeper.toFixed(2)} safekeeper`,
         )
         report.add({
           group: 'whole log',
           subject: INGEST,
           perSecond: redoBytes / 1e6 / seconds,
-          extra: { seconds, redoMegabytes: Math.round(redoBytes / 1e6), rssPeakMiB },
+          extra: {
+            seconds,
+            redoMegabytes: Math.round(redoBytes / 1e6),
+            rssPeakMiB,
+            cpuSecondsPerGbPageServer: cpu.pageServer,
+            cpuSecondsPerGbSafekeeper: cpu.safekeeper,
+          },
         })
       }
     } finally {
