@@ -41,6 +41,7 @@ export function becomeLeader(state: CoreState): void {
     progress: new Map(),
     termFirst: (last + 1) as LogIndex,
     round: 1,
+    roundOfAll: 1,
     heartbeatDueMs: state.nowMs,
     reads: [],
     transfer: undefined,
@@ -154,13 +155,14 @@ function sendSnapshot(state: CoreState, progress: Progress): void {
 /** Heartbeats to all, which also ask again whatever was not answered. */
 function beginRound(state: CoreState, lead: Leading): void {
   lead.round++
+  lead.roundOfAll = lead.round
   lead.heartbeatDueMs = state.nowMs + state.timing.heartbeatMs
   for (const progress of lead.progress.values()) {
     if (progress.id === state.self) {
       progress.round = lead.round
       continue
     }
-    if (isStuck(state, progress)) becomeProbe(progress, state.nowMs)
+    if (isStuck(state, progress)) becomeProbe(progress, lead.round, state.nowMs)
     const isProbe = progress.state === 'probe'
     sendEmpty(state, progress, isProbe ? ((progress.next - 1) as LogIndex) : progress.match, lead.round)
     if (progress.state === 'snapshot' && state.nowMs - progress.snapshotMs >= state.timing.snapshotRetryMs) {
@@ -197,29 +199,37 @@ export function onAppendReply(state: CoreState, lead: Leading, from: NodeId, rep
   // Both are the member's word for its log; beyond our own it cannot equal ours.
   const received = Math.min(reply.hint.index, state.log.last) as LogIndex
   const isConfirmed = confirm(progress, Math.min(reply.match, state.log.last) as LogIndex, state.nowMs)
-  follow(state, progress, received)
+  follow(state, lead, progress, received, reply.round)
   if (isConfirmed) {
     advanceCommit(state, lead)
     if (state.lead === lead) continueTransfer(state, lead)
   }
 }
 
-/** Moves on with a member that has our entries up to `received`. */
-function follow(state: CoreState, progress: Progress, received: LogIndex): void {
+/** Moves on with a member that has our entries up to `received`, as it says in answer to `round`. */
+function follow(
+  state: CoreState,
+  lead: Leading,
+  progress: Progress,
+  received: LogIndex,
+  round: number,
+): void {
   if (progress.paused) {
-    if (progress.state === 'replicate') becomeProbe(progress, state.nowMs)
+    if (progress.state === 'replicate') becomeProbe(progress, lead.round + 1, state.nowMs)
     return
   }
   if (progress.state === 'replicate') {
     // It had more, and has given it back (a full disk) or begun anew.
-    if (received < progress.received && received < progress.next - 1) becomeProbe(progress, state.nowMs)
-    else if (received > progress.received) {
+    if (received < progress.received && round >= progress.probeRound) {
+      becomeProbe(progress, lead.round + 1, state.nowMs)
+    } else if (received > progress.received) {
       progress.received = received
       progress.movedMs = state.nowMs
     }
   }
-  if (progress.state === 'snapshot' && progress.match < state.log.base.index) return
-  if (progress.state !== 'replicate') {
+  const isAnswered =
+    progress.state === 'snapshot' ? progress.match >= state.log.base.index : round >= progress.probeRound
+  if (progress.state !== 'replicate' && isAnswered) {
     progress.received = Math.max(received, progress.match) as LogIndex
     progress.next = (progress.received + 1) as LogIndex
     becomeReplicate(progress, state.nowMs)
@@ -227,13 +237,14 @@ function follow(state: CoreState, progress: Progress, received: LogIndex): void 
 }
 
 function onRejected(state: CoreState, lead: Leading, progress: Progress, reply: AppendReply): void {
-  if (progress.state === 'snapshot') return
+  if (progress.state === 'snapshot' || reply.round < progress.probeRound) return
   // Where the member's terms and ours may still agree, in as few questions as there are terms.
   const { index } = lastAtMost(state.log, reply.hint.index, reply.hint.term)
   const isBelow = reply.hint.index < state.log.base.index
-  if (!reject(progress, reply.rejected, isBelow ? reply.hint.index : index, state.nowMs)) return
+  const agreed = isBelow ? reply.hint.index : index
+  if (!reject(progress, reply.rejected, agreed, lead.round + 1, state.nowMs)) return
   if (progress.next - 1 < state.log.base.index) sendSnapshot(state, progress)
-  else sendEmpty(state, progress, (progress.next - 1) as LogIndex, lead.round)
+  else sendEmpty(state, progress, (progress.next - 1) as LogIndex, ++lead.round)
 }
 
 /** Counts what a quorum has flushed. Only an entry of the own term is counted: an older one could still be replaced (Raft, 5.4.2). */
@@ -281,9 +292,15 @@ function isQuorumHeard(state: CoreState, lead: Leading): boolean {
   return isQuorum(membershipOf(state), id => isHeard(state, lead.progress.get(id)))
 }
 
-/** Whether the voters of a membership that is not yet in force would have a quorum that answers. */
+/**
+ * Whether a membership that is not yet in force would have a quorum that answers, and has an entry of this term: such a member
+ * may not only take entries but vote, for if it was recovering that is over.
+ */
 export function wouldHaveQuorum(state: CoreState, lead: Leading, membership: Membership): boolean {
-  return isQuorum(membership, id => isHeard(state, lead.progress.get(id)))
+  return isQuorum(membership, id => {
+    const progress = lead.progress.get(id)
+    return progress !== undefined && isHeard(state, progress) && progress.match >= lead.termFirst
+  })
 }
 
 /** Whether a member could be made a voter without holding up commits: it answers, and is within reach of the end. */
@@ -295,7 +312,7 @@ export function isCaughtUp(state: CoreState, lead: Leading, id: NodeId): boolean
 
 export function onPeerLost(state: CoreState, lead: Leading, peer: NodeId): void {
   const progress = lead.progress.get(peer)
-  if (progress !== undefined && peer !== state.self) becomeProbe(progress, state.nowMs)
+  if (progress !== undefined && peer !== state.self) becomeProbe(progress, lead.round + 1, state.nowMs)
 }
 
 // ---- linearizable reads ----
@@ -319,7 +336,9 @@ export function onRead(state: CoreState, id: number): void {
 }
 
 function answerReads(state: CoreState, lead: Leading): void {
-  const confirmed = quorumValue(membershipOf(state), id => lead.progress.get(id)?.round ?? 0)
+  const confirmed = quorumValue(membershipOf(state), id =>
+    id === state.self ? lead.round : (lead.progress.get(id)?.round ?? 0),
+  )
   let ready = 0
   for (; ready < lead.reads.length; ready++) {
     const { id, index, round } = lead.reads[ready]!
@@ -328,7 +347,7 @@ function answerReads(state: CoreState, lead: Leading): void {
   }
   if (ready === 0) return
   lead.reads.splice(0, ready)
-  if (lead.reads.length > 0 && lead.reads[0]!.round > lead.round) beginRound(state, lead)
+  if (lead.reads.length > 0 && lead.reads[0]!.round > lead.roundOfAll) beginRound(state, lead)
 }
 
 // ---- handing over ----

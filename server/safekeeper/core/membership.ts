@@ -31,7 +31,7 @@ function whyNot(state: CoreState, change: MembershipChange): string | undefined 
   const behind = change.voters.filter(id => !now.voters.includes(id) && !isCaughtUp(state, lead, id))
   if (behind.length > 0) return `not caught up: ${behind.join(', ')}`
   if (!wouldHaveQuorum(state, lead, { voters: change.voters, learners: [] })) {
-    return 'no majority of the new members answers'
+    return 'no majority of the new members answers and has caught up'
   }
   return undefined
 }

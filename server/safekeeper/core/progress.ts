@@ -26,6 +26,11 @@ export interface Progress {
   commitSent: LogIndex
   /** Newest round of heartbeats that it has answered. */
   round: number
+  /**
+   * In `probe`, and after it: answers to what was sent before this round say nothing of where sending is to go on. Without it each
+   * late answer would have entries sent again, and each of those brings another answer.
+   */
+  probeRound: number
   /** When it last answered anything, in the core's time. */
   heardMs: number
   /** When `match` or `received` last grew, or something was sent after all had been confirmed. */
@@ -46,6 +51,7 @@ export function createProgress(id: NodeId, last: LogIndex, nowMs: number): Progr
     received: 0 as LogIndex,
     commitSent: 0 as LogIndex,
     round: 0,
+    probeRound: 0,
     heardMs: nowMs,
     movedMs: nowMs,
     paused: false,
@@ -67,9 +73,10 @@ export function confirm(progress: Progress, match: LogIndex, nowMs: number): boo
   return true
 }
 
-/** What is in flight is lost or of no use: go on from what was confirmed. */
-export function becomeProbe(progress: Progress, nowMs: number): void {
+/** What is in flight is lost or of no use: go on from what was confirmed. `round`: of the question that is asked next. */
+export function becomeProbe(progress: Progress, round: number, nowMs: number): void {
   progress.state = 'probe'
+  progress.probeRound = round
   progress.next = (progress.match + 1) as LogIndex
   progress.received = progress.match
   progress.movedMs = nowMs
@@ -88,12 +95,19 @@ export function becomeSnapshot(progress: Progress, nowMs: number): void {
 
 /**
  * The member refused entries after `rejected`; the logs may be one up to `hint`. False if the refusal is an old one and says
- * nothing new.
+ * nothing new. `round`: of the question that is asked next.
  */
-export function reject(progress: Progress, rejected: LogIndex, hint: LogIndex, nowMs: number): boolean {
+export function reject(
+  progress: Progress,
+  rejected: LogIndex,
+  hint: LogIndex,
+  round: number,
+  nowMs: number,
+): boolean {
   if (rejected <= progress.match) return false
   if (progress.state === 'probe' && rejected !== progress.next - 1) return false
   progress.state = 'probe'
+  progress.probeRound = round
   progress.next = (Math.max(Math.min(hint, rejected - 1), progress.match) + 1) as LogIndex
   progress.received = progress.match
   progress.movedMs = nowMs

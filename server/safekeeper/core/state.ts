@@ -36,7 +36,10 @@ export interface Leading {
   readonly progress: Map<NodeId, Progress>
   /** The no-op of this term: only from here on are entries counted. */
   readonly termFirst: LogIndex
+  /** Of the newest heartbeat or question. */
   round: number
+  /** Of the newest heartbeats to all. */
+  roundOfAll: number
   heartbeatDueMs: number
   /** Ascending by round. */
   readonly reads: PendingRead[]
