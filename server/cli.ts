@@ -9,6 +9,7 @@ import { registerDev } from './commands/dev.ts'
 import { registerExport } from './commands/export.ts'
 import { registerImport } from './commands/import.ts'
 import { registerKeys } from './commands/keys.ts'
+import { registerMember } from './commands/member.ts'
 import { registerPage } from './commands/page.ts'
 import { registerPageServer } from './commands/pageserver.ts'
 import { registerPing } from './commands/ping.ts'
@@ -36,6 +37,7 @@ export function buildProgram(): Command {
     registerVerify,
     registerPage,
     registerTimeline,
+    registerMember,
     registerStatus,
     registerPing,
     registerSafekeeper,

@@ -511,6 +511,14 @@ export class CellNode {
     }
   }
 
+  /** Why this node is of no use to clients at present; undefined if it is. */
+  get unready(): string | undefined {
+    const driver = this.member?.driver
+    if (driver === undefined) return 'it is in no cell yet'
+    if (driver.leader === undefined) return 'the cell has no leader'
+    return driver.isServing || driver.role !== 'leader' ? undefined : 'it has just become the leader'
+  }
+
   status(): CellStatusReply {
     const { member, options } = this
     const base = {

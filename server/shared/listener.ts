@@ -239,6 +239,12 @@ export class Listener {
     return server
   }
 
+  /** Another one with the same security and limits, on any free port of a loopback address: for more parts of this process. */
+  sibling(log: Log, nodeId: string): Listener {
+    const host = isLoopback(this.host) ? this.host : '127.0.0.1'
+    return new Listener({ ...this.options, host, port: 0, services: [], log, nodeId, metrics: undefined })
+  }
+
   /** Before or after `listen`: the process's parts add themselves as they become ready. */
   addService(service: Service): void {
     for (const [type, handler] of Object.entries(service.handlers)) {

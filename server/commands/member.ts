@@ -1,0 +1,122 @@
+/** `palimpsest member …`: who is in a cell of safekeepers. */
+import Table from 'cli-table3'
+import { type Command, InvalidArgumentError } from 'commander'
+import { formatAddress, parseAddress } from '../../protocol/dial.ts'
+import { type CellStatusReply, checkNodeName, MessageType, type Replies } from '../../protocol/messages.ts'
+import { askLeader } from '../shared/cell-client.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
+import { addClientOptions, type ClientOptions, printJson } from './common.ts'
+
+/** A change waits until the node has caught up, however much there is. */
+const CHANGE_MS = 24 * 3600_000
+
+type MemberRequest = Replies['MemberAdd' | 'MemberRemove' | 'MemberReplace' | 'TransferLeadership'][0]
+
+export function registerMember(program: Command): void {
+  const member = program
+    .command('member')
+    .description('list, add, remove or replace the safekeepers of a cell')
+
+  addClientOptions(member.command('list').description('the members, as the leader knows them')).action(
+    async (options: ClientOptions) => {
+      const status = await leaderStatus(options)
+      if (options.json) printJson(status)
+      else console.log(memberTable(status))
+    },
+  )
+
+  addClientOptions(
+    member
+      .command('add <name=host:port>')
+      .description(
+        'add a safekeeper that runs with --join there; it receives all that is held before it votes',
+      ),
+  ).action(async (text: string, options: ClientOptions) => {
+    const { name, address } = nodeArgument(text)
+    await change(options, { type: MessageType.MemberAdd, name, address })
+    done(options, `${name} is a member`, { added: name })
+  })
+
+  addClientOptions(member.command('remove <name>').description('take a safekeeper out')).action(
+    async (name: string, options: ClientOptions) => {
+      await change(options, { type: MessageType.MemberRemove, name })
+      done(options, `${name} is no member any more; its process can be stopped`, { removed: name })
+    },
+  )
+
+  addClientOptions(
+    member
+      .command('replace <old> <name=host:port>')
+      .description('put a safekeeper that runs with --join in the place of another, in one step'),
+  ).action(async (old: string, text: string, options: ClientOptions) => {
+    const { name, address } = nodeArgument(text)
+    await change(options, { type: MessageType.MemberReplace, old, name, address })
+    done(options, `${name} is in the place of ${old}`, { replaced: old, by: name })
+  })
+
+  addClientOptions(
+    member.command('transfer <name>').description('make another member the leader, before maintenance'),
+  ).action(async (name: string, options: ClientOptions) => {
+    await change(options, { type: MessageType.TransferLeadership, name })
+    done(options, `${name} leads`, { leader: name })
+  })
+}
+
+function nodeArgument(text: string): { name: string; address: string } {
+  const at = text.indexOf('=')
+  try {
+    if (at < 0) throw new Error(`"${text}" is not NAME=HOST:PORT`)
+    return {
+      name: checkNodeName(text.slice(0, at)),
+      address: formatAddress(parseAddress(text.slice(at + 1))),
+    }
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message)
+  }
+}
+
+async function change(options: ClientOptions, message: MemberRequest): Promise<void> {
+  await askLeader(options.connect, message, {
+    dial: { security: openClientSecurity(options) },
+    request: { deadlineMs: CHANGE_MS },
+  })
+}
+
+function done(options: ClientOptions, text: string, json: object): void {
+  if (options.json) printJson(json)
+  else console.log(text)
+}
+
+/** The status of the node that leads; of any that answers if none does. */
+export async function leaderStatus(options: ClientOptions): Promise<CellStatusReply> {
+  const dialOptions = { security: openClientSecurity(options) }
+  const { message: any } = await askLeader(
+    options.connect,
+    { type: MessageType.CellStatus },
+    { dial: dialOptions },
+  )
+  if (any.role === 'leader' || any.leaderAddress === '') return any
+  const leader = parseAddress(any.leaderAddress)
+  return askLeader([leader], { type: MessageType.CellStatus }, { dial: dialOptions }).then(
+    ({ message }) => message,
+    () => any,
+  )
+}
+
+export function memberTable(status: CellStatusReply): string {
+  const table = new Table({
+    head: ['member', 'address', 'zone', 'kind', 'log behind', 'last heard'],
+    colAligns: ['left', 'left', 'left', 'left', 'right', 'right'],
+    style: { head: [], border: [], compact: true },
+  })
+  for (const { nodeId, address, zone, kind, matchIndex, silentMs } of status.members)
+    table.push([
+      nodeId.split('.')[0],
+      address,
+      zone || '-',
+      nodeId === status.leader ? 'leader' : kind,
+      matchIndex > 0 ? `${Math.max(0, status.lastIndex - matchIndex)} entries` : '-',
+      silentMs === undefined ? 'never' : silentMs < 1000 ? 'now' : `${Math.round(silentMs / 1000)} s ago`,
+    ])
+  return table.toString()
+}
