@@ -11,10 +11,16 @@ import { internalError, invalidError, refreshError } from '../../shared/errors.t
 import type { Log } from '../../shared/log.ts'
 import type { Clock, Disk } from '../../shared/seams.ts'
 import type { EntryId, EntryRun, LogIndex, Term } from '../core/types.ts'
-import type { EntryHeader, LogEntry } from './entry.ts'
-import { LogFiles } from './log-files.ts'
+import type { LogEntry } from './entry.ts'
+import { LogFiles, type Tail } from './log-files.ts'
 import { LogWriter } from './log-writer.ts'
-import type { Damage } from './recovery.ts'
+import { PACK_LEVEL_DEFAULT } from './pack-builder.ts'
+import { PackCache } from './pack-file.ts'
+import { PackLedger } from './pack-ledger.ts'
+import { boundaryInPacks } from './pack-search.ts'
+import { inlinePackRunner, type PackRunner } from './packer.ts'
+import { type NeededFrom, Packing } from './packing.ts'
+import type { Damage, EntryVisitor } from './recovery.ts'
 import { CELL_SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
 import type { TermList } from './term-list.ts'
 import { TimelineCursor } from './timeline-cursor.ts'
@@ -45,6 +51,10 @@ export interface CellLogOptions {
   readonly appliedTo: LogIndex
   /** Whether damage is accepted: the log is then cut before it. Else it is an error of kind corrupt and nothing is changed. */
   readonly acceptDamage?: boolean
+  /** Makes packs. Default: in place, on this thread; a node passes `workerPackRunner()`. 'off': segments stay as they are. */
+  readonly packs?: PackRunner | 'off'
+  /** zstd level of packs; default 2. */
+  readonly packLevel?: number
   /** A sync or write failed: what is on disk is unknown, the process must end. */
   onFatal(error: Error): void
 }
@@ -64,7 +74,16 @@ export interface CellLogStats {
   readonly packs: number
   /** Raw segments count in full length, with spare and reserve. */
   readonly diskBytes: number
+  /** In packs: redo uncompressed, and the packs' length. */
+  readonly packedRawBytes: number
+  readonly packedBytes: number
+  /** With redo in raw segments, and in packs. */
   readonly indexedTimelines: number
+  readonly packedTimelines: number
+  /** Caches of packs and newest entries, bytes of memory. */
+  readonly cacheBytes: number
+  /** Why packing does not go on; empty if it does. */
+  readonly packError: string
 }
 
 export class CellLog {
@@ -72,10 +91,14 @@ export class CellLog {
   readonly #writer: LogWriter
   readonly #terms: TermList
   readonly #index: TimelineIndex
+  readonly #ledger: PackLedger
+  readonly #cache: PackCache
+  readonly #packing: Packing | undefined
+  #trimming: Promise<unknown> = Promise.resolve()
   #appliedIndex: number
   /** Void entries found since the state was last written. */
   #voids: number[]
-  #voidsSaved: number
+  #voidsDirty = false
   #base: EntryId
 
   /** Each time more is synced. */
@@ -91,21 +114,37 @@ export class CellLog {
     files: LogFiles,
     terms: TermList,
     index: TimelineIndex,
-    tail: ConstructorParameters<typeof LogWriter>[1],
+    ledger: PackLedger,
+    cache: PackCache,
+    tail: Tail,
   ) {
+    this.#ledger = ledger
+    this.#cache = cache
     this.#files = files
     this.#terms = terms
     this.#index = index
     this.#base = files.state.base
     this.#appliedIndex = Math.min(Math.max(options.appliedTo, files.state.base.index), terms.lastIndex)
     this.#voids = [...files.state.voids].filter(other => other <= this.#appliedIndex)
-    this.#voidsSaved = files.state.voids.length
     this.#writer = new LogWriter(files, tail, terms, options.clock, {
       onFlushed: id => this.onFlushed(id),
       onWritable: writable => this.onWritable(writable),
-      onRolled: () => {},
+      onRolled: () => this.#packing?.kick(),
       onFatal: error => options.onFatal(error),
     })
+    const { packs = inlinePackRunner(options.disk), packLevel = PACK_LEVEL_DEFAULT } = options
+    if (packs !== 'off')
+      this.#packing = new Packing({
+        files,
+        index,
+        ledger,
+        cache,
+        runner: packs,
+        level: packLevel,
+        appliedIndex: () => this.#appliedIndex,
+        voids: () => this.#voids,
+      })
+    this.#packing?.kick()
   }
 
   /** Makes an empty log that begins after `base`. Throws kind invalid if there is one. */
@@ -121,14 +160,21 @@ export class CellLog {
 
   static async open(options: CellLogOptions): Promise<{ log: CellLog; start: LogStart }> {
     const index = new TimelineIndex()
-    let voids: Set<number> | undefined
+    const ledger = new PackLedger()
+    const cache = new PackCache()
     const { disk, dir, log } = options
-    const visit = (header: EntryHeader) => {
-      if (header.index > options.appliedTo || header.timeline === undefined) return
-      if (voids?.has(header.index)) return
-      index.add(header.timeline, header.index, header.beginLsn, header.endLsn)
+    const voids = new Set((await LogFiles.loadState(disk, dir)).voids)
+    const visitor: EntryVisitor = {
+      entry: header => {
+        if (header.index > options.appliedTo || header.timeline === undefined) return
+        if (!voids.has(header.index)) index.add(header.timeline, header.index, header.beginLsn, header.endLsn)
+      },
+      pack: (_, summary) => ledger.add(summary),
+      restart: () => {
+        index.clear()
+        ledger.clear()
+      },
     }
-    voids = new Set((await LogFiles.loadState(disk, dir)).voids)
     const { files, tail, found, damage } = await LogFiles.open(
       {
         disk,
@@ -138,8 +184,8 @@ export class CellLog {
         reserveBytes: options.reserveBytes ?? RESERVE_BYTES_DEFAULT,
         acceptDamage: options.acceptDamage ?? false,
       },
-      visit,
-      () => index.clear(),
+      visitor,
+      cache,
     )
     // Without the reserve the log works all the same, until the disk is full.
     if (files.reserve.wanted)
@@ -158,7 +204,7 @@ export class CellLog {
       'log opened',
     )
     return {
-      log: new CellLog(options, files, found.terms, index, tail),
+      log: new CellLog(options, files, found.terms, index, ledger, cache, tail),
       start: { base, runs: found.terms.runs(), memberships: found.memberships, damage },
     }
   }
@@ -229,9 +275,12 @@ export class CellLog {
     this.#base = base
     this.#appliedIndex = base.index
     this.#voids = []
-    this.#voidsSaved = 0
+    this.#voidsDirty = false
     this.#index.clear()
-    return this.#writer.reset(base)
+    this.#ledger.clear()
+    this.#packing?.forget()
+    // Packs that were just then put in place were counted; they have gone too.
+    return this.#writer.reset(base).then(() => this.#ledger.clear())
   }
 
   /**
@@ -275,8 +324,12 @@ export class CellLog {
       )
     this.#appliedIndex = index
     if (timeline === undefined) return
-    if (isVoid) this.#voids.push(index)
-    else this.#index.add(timeline, index, entry.beginLsn, entry.endLsn)
+    if (isVoid) {
+      this.#voids.push(index)
+      this.#voidsDirty = true
+    } else this.#index.add(timeline, index, entry.beginLsn, entry.endLsn)
+    // Mostly the newest segment is being written, and there is nothing to pack.
+    if (index === this.#files.raws[0]!.lastIndex) this.#packing?.kick()
   }
 
   get appliedIndex(): LogIndex {
@@ -288,12 +341,13 @@ export class CellLog {
    * entries, which hardly ever occur) is made durable first. At once if there is nothing.
    */
   async settleApplied(): Promise<void> {
-    if (this.#voids.length === this.#voidsSaved) return
+    if (!this.#voidsDirty) return
     await this.#files.exclusive(async () => {
-      const voids = this.#voids.filter(index => index > this.#base.index)
-      await this.#files.changeState({ voids })
-      this.#voidsSaved = voids.length
-      this.#voids = voids
+      // Packs know those of their entries themselves.
+      const packed = this.#files.packs.at(-1)?.lastIndex ?? this.#base.index
+      this.#voids = this.#voids.filter(index => index > packed)
+      this.#voidsDirty = false
+      await this.#files.changeState({ voids: this.#voids })
     })
   }
 
@@ -311,13 +365,48 @@ export class CellLog {
     )
   }
 
+  /**
+   * Gives up what nobody needs: files at the log's beginning that lie below `keepFrom` and hold no redo that is needed go at once,
+   * packs of which enough is not needed are made anew in the background. Returns the new base.
+   */
+  trim(options: { readonly keepFrom: LogIndex; readonly neededFrom: NeededFrom }): Promise<EntryId> {
+    const run = async () => {
+      const packing = this.#packing
+      if (packing === undefined) return this.#base
+      const free = await packing.examine(options.keepFrom, options.neededFrom)
+      if (free !== undefined && !free.retired) {
+        const base: EntryId = { index: free.lastIndex, term: this.#terms.termAt(free.lastIndex)! }
+        // Readers are refused from here on; a reset in the meantime has its own base, which lies above.
+        if (base.index > this.#base.index) {
+          this.#base = base
+          this.#terms.trimTo(base.index)
+          this.#index.dropThrough(base.index)
+          for (const summary of await this.#files.trimTo(base)) this.#ledger.remove(summary)
+        }
+      }
+      packing.kick()
+      void this.#writer.probe()
+      return this.#base
+    }
+    const result = this.#trimming.then(run)
+    this.#trimming = result.catch(() => {})
+    return result
+  }
+
+  /** Resolves when nothing is left to pack. */
+  async packed(): Promise<void> {
+    await this.#packing?.idle()
+  }
+
   /** The newest LSN at or below `lsn` at which a chunk of the timeline begins or its redo ends; undefined if none is held. */
   async boundaryAtOrBelow(timeline: TimelineId, lsn: Lsn): Promise<Lsn | undefined> {
     const range = this.#index.range(timeline)
-    if (range === undefined || lsn < range.beginLsn) return undefined
-    if (lsn >= range.endLsn) return range.endLsn
-    const hit = this.#index.seek(timeline, lsn)
-    return 'before' in hit ? hit.before : lsn
+    if (range !== undefined && lsn >= range.beginLsn) {
+      if (lsn >= range.endLsn) return range.endLsn
+      const hit = this.#index.seek(timeline, lsn)
+      return 'before' in hit ? hit.before : lsn
+    }
+    return boundaryInPacks(this.#files, timeline, lsn)
   }
 
   /** A deleted timeline: its redo is no longer found. What it takes on disk goes with the next trims. */
@@ -328,8 +417,9 @@ export class CellLog {
   /** Redo of a timeline that is held, and what it takes on disk. */
   timelineStats(timeline: TimelineId): { rawBytes: number; storedBytes: number } {
     const range = this.#index.range(timeline)
-    const rawBytes = range === undefined ? 0 : range.endLsn - range.beginLsn
-    return { rawBytes, storedBytes: rawBytes }
+    const plainBytes = range === undefined ? 0 : range.endLsn - range.beginLsn
+    const { rawBytes, storedBytes } = this.#ledger.of(timeline)
+    return { rawBytes: rawBytes + plainBytes, storedBytes: storedBytes + plainBytes }
   }
 
   stats(): CellLogStats {
@@ -338,13 +428,21 @@ export class CellLog {
       entries: this.#terms.lastIndex - this.#base.index,
       rawSegments: raws.length,
       packs: packs.length,
-      diskBytes: raws.reduce((bytes, raw) => bytes + raw.segmentBytes, segmentBytes),
+      diskBytes:
+        raws.reduce((bytes, raw) => bytes + raw.segmentBytes, segmentBytes) +
+        packs.reduce((bytes, pack) => bytes + pack.packBytes, 0),
+      packedRawBytes: packs.reduce((bytes, pack) => bytes + pack.rawBytes, 0),
+      packedBytes: packs.reduce((bytes, pack) => bytes + pack.packBytes, 0),
       indexedTimelines: this.#index.timelines,
+      packedTimelines: this.#ledger.timelines,
+      cacheBytes: this.#cache.bytes + this.#writer.recentBytes,
+      packError: this.#packing?.lastError ?? '',
     }
   }
 
   /** Makes durable what was appended. Whoever appends afterwards is refused. */
   async close(): Promise<void> {
+    await this.#packing?.close()
     await this.#writer.close()
     const { state } = this.#files
     if (this.#writer.lastError === '' && this.flushed.index > state.flushed)

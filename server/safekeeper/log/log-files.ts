@@ -7,11 +7,12 @@ import { corruptError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Disk, DiskFile } from '../../shared/seams.ts'
 import type { EntryId, LogIndex, Term } from '../core/types.ts'
-import type { PackFile } from './pack-file.ts'
+import type { PackSummary } from './pack-codec.ts'
+import type { PackCache, PackFile } from './pack-file.ts'
 import { RawSegment } from './raw-segment.ts'
 import { type Damage, type EntryVisitor, type FoundLog, scanLog, setAside } from './recovery.ts'
 import { Reserve } from './reserve.ts'
-import { createSegment, prepareSpare, SPARE_NAME } from './segment-file.ts'
+import { createSegment, packName, prepareSpare, SPARE_NAME } from './segment-file.ts'
 import { type LogState, loadState, saveState } from './state-file.ts'
 
 export interface Tail {
@@ -80,11 +81,11 @@ export class LogFiles {
   static async open(
     options: OpenFilesOptions,
     visit: EntryVisitor,
-    restart: () => void,
+    cache: PackCache,
   ): Promise<{ files: LogFiles; tail: Tail; found: FoundLog; damage: Damage | undefined }> {
     const { disk, dir, log } = options
     let state = await loadState(disk, dir)
-    let found = await scanLog(disk, dir, state, visit)
+    let found = await scanLog(disk, dir, state, visit, cache)
     let damage: Damage | undefined
     while (found.damage !== undefined) {
       if (!options.acceptDamage)
@@ -94,8 +95,8 @@ export class LogFiles {
         )
       damage ??= found.damage
       state = await setAside(disk, dir, state, found.damage, log)
-      restart()
-      found = await scanLog(disk, dir, state, visit)
+      visit.restart()
+      found = await scanLog(disk, dir, state, visit, cache)
     }
     if (found.leftovers.length > 0) {
       for (const path of found.leftovers) await disk.remove(path)
@@ -207,10 +208,12 @@ export class LogFiles {
     })
   }
 
-  /** Removes the packs and sealed segments that end at or below `base`; it is the last entry of one of them. */
-  trimTo(base: EntryId): Promise<void> {
+  /** Removes the packs and sealed segments that end at or below `base`; it is the last entry of one of them. Returns what the packs were. */
+  trimTo(base: EntryId): Promise<PackSummary[]> {
     return this.exclusive(async () => {
-      if (base.index <= this.state.base.index) return
+      const summaries: PackSummary[] = []
+      if (base.index <= this.state.base.index) return summaries
+      for (const pack of this.packs) if (pack.lastIndex <= base.index) summaries.push(await pack.summary())
       // The state first: then a crash may lose or reorder the removals.
       await this.changeState({ base, voids: this.state.voids.filter(index => index > base.index) })
       const gone: (PackFile | RawSegment)[] = []
@@ -222,6 +225,7 @@ export class LogFiles {
         else await this.disk.remove(unit.path)
       }
       await this.disk.syncDir(this.dir)
+      return summaries
     })
   }
 
@@ -233,8 +237,12 @@ export class LogFiles {
     else await this.disk.rename(segment.path, spare)
   }
 
-  /** Puts a pack that was written as `temporary`, and synced, in the place of what it was made from. */
-  adopt(pack: PackFile, temporary: string, sources: readonly (PackFile | RawSegment)[]): Promise<boolean> {
+  /**
+   * Puts a pack that was written under another name, and synced, in the place of what it was made from. False: that is held no
+   * more, and the pack was removed.
+   */
+  adopt(pack: PackFile, sources: readonly (PackFile | RawSegment)[]): Promise<boolean> {
+    const temporary = pack.path
     return this.exclusive(async () => {
       // Trimmed or reset meanwhile: nobody wants it.
       const isHeld = sources.every(unit =>
@@ -244,8 +252,10 @@ export class LogFiles {
         await this.disk.remove(temporary)
         return false
       }
-      await this.disk.rename(temporary, pack.path)
+      const path = join(this.dir, packName(pack.firstIndex))
+      await this.disk.rename(temporary, path)
       await this.disk.syncDir(this.dir)
+      pack.renamed(path)
       const at = this.packs.findIndex(other => sources.includes(other))
       this.packs = this.packs.filter(other => !sources.includes(other))
       this.packs.splice(at === -1 ? this.packs.length : at, 0, pack)

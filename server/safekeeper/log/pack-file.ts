@@ -1,34 +1,307 @@
-/** Packs: not written yet by this release; one that is found is refused. */
-import { corruptError } from '../../shared/errors.ts'
-import type { Disk } from '../../shared/seams.ts'
-import type { EntryRun, LogIndex, Term } from '../core/types.ts'
+/**
+ * A pack on the disk, and the cache that all packs of a log share. What stays in memory of each is its ranges and 4 bytes for each
+ * timeline in it; summaries, tables and groups are loaded when they are needed.
+ */
+import { LRUCache } from 'lru-cache'
+import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
+import type { Disk, DiskFile } from '../../shared/seams.ts'
+import type { LogIndex, Term } from '../core/types.ts'
 import type { LogEntry } from './entry.ts'
+import type { PackHeader, PackSummary, PackTable } from './pack-codec.ts'
+import {
+  type PackHead,
+  type PackSource,
+  placeOfTimeline,
+  readPackGroup,
+  readPackHead,
+  readPackHeader,
+  readPackRows,
+  readPackTable,
+} from './pack-reader.ts'
+
+const TABLES_BYTES_MAX = 64 * 1024 * 1024
+const HEADS_BYTES_MAX = 16 * 1024 * 1024
+const GROUPS_BYTES_MAX = 16 * 1024 * 1024
+const OPEN_FILES_MAX = 64
+/** Estimates of the memory that objects take. */
+const TIMELINE_OBJECT_BYTES = 200
+const GROUP_OBJECT_BYTES = 200
+/** Of the columns of a PackTable. */
+const ROW_BYTES = 57
+
+/** Where a timeline's redo at some LSN lies in a pack. */
+export interface PackHit {
+  /** Of all valid entries of the timeline in the pack. */
+  readonly beginLsn: Lsn
+  readonly endLsn: Lsn
+  /** Beginning of the last entry that begins below the LSN; undefined if none does. */
+  readonly before: Lsn | undefined
+  /** Beginning of the first at or above it; endLsn if none does. */
+  readonly nextLsn: Lsn
+  /** Indexes of that entry and the following ones. */
+  readonly indexes: readonly number[]
+}
+
+interface Loaded {
+  readonly head: PackHead
+  readonly table: PackTable
+}
+
+/** Tables and groups that were used last. */
+export class PackCache {
+  readonly #tables: LRUCache<PackFile, Loaded>
+  readonly #heads: LRUCache<PackFile, PackHead>
+  readonly #groups: LRUCache<string, Buffer>
+  readonly #open = new LRUCache<PackFile, true>({
+    max: OPEN_FILES_MAX,
+    dispose: (_, pack) => pack.closeIfIdle(),
+  })
+
+  constructor(tablesBytesMax = TABLES_BYTES_MAX, groupsBytesMax = GROUPS_BYTES_MAX) {
+    this.#tables = new LRUCache({ maxSize: tablesBytesMax, sizeCalculation: sizeOf })
+    this.#heads = new LRUCache({ maxSize: HEADS_BYTES_MAX, sizeCalculation: sizeOfHead })
+    this.#groups = new LRUCache({ maxSize: groupsBytesMax, sizeCalculation: bytes => bytes.length + 1 })
+  }
+
+  async loaded(pack: PackFile, load: () => Promise<Loaded>): Promise<Loaded> {
+    const held = this.#tables.get(pack)
+    if (held !== undefined) return held
+    const loaded = await load()
+    this.#tables.set(pack, loaded)
+    return loaded
+  }
+
+  async head(pack: PackFile, load: () => Promise<PackHead>): Promise<PackHead> {
+    const held = this.#tables.peek(pack)?.head ?? this.#heads.get(pack)
+    if (held !== undefined) return held
+    const head = await load()
+    this.#heads.set(pack, head)
+    return head
+  }
+
+  async group(pack: PackFile, number: number, load: () => Promise<Buffer>): Promise<Buffer> {
+    const key = `${pack.serial} ${number}`
+    const held = this.#groups.get(key)
+    if (held !== undefined) return held
+    const group = await load()
+    this.#groups.set(key, group)
+    return group
+  }
+
+  /** A pack's file was opened: of those that were not used for long, one is closed. */
+  opened(pack: PackFile): void {
+    this.#open.set(pack, true)
+  }
+
+  forget(pack: PackFile): void {
+    this.#tables.delete(pack)
+    this.#heads.delete(pack)
+    this.#open.delete(pack)
+  }
+
+  get bytes(): number {
+    return this.#tables.calculatedSize + this.#heads.calculatedSize + this.#groups.calculatedSize
+  }
+}
+
+function sizeOf({ head, table }: Loaded): number {
+  return table.rows * ROW_BYTES + sizeOfHead(head)
+}
+
+function sizeOfHead({ summary }: PackHead): number {
+  return 500 + summary.timelines.length * TIMELINE_OBJECT_BYTES + summary.groups.length * GROUP_OBJECT_BYTES
+}
+
+let serials = 0
 
 export class PackFile {
-  readonly path: string = ''
-  readonly firstIndex = 0 as LogIndex
-  readonly lastIndex = 0 as LogIndex
-  readonly prevTerm = 0 as Term
-  retired = false
+  /** Of this pack in the cache; another pack at the same path has another. */
+  readonly serial = ++serials
+  readonly firstIndex: LogIndex
+  readonly lastIndex: LogIndex
+  readonly prevTerm: Term
+  readonly generation: number
+  readonly packBytes: number
+  /** Redo in it, uncompressed. */
+  readonly rawBytes: number
+  /** First 4 bytes of the id of each timeline in it, ascending. */
+  readonly #timelines: Uint32Array
+  readonly #disk: Disk
+  readonly #cache: PackCache
+  #path: string
+  #reading: Promise<DiskFile> | undefined
+  #readers = 0
+  #retired = false
 
-  static async readHeader(_disk: Disk, path: string): Promise<{ generation: number }> {
-    throw corruptError(`${path}: packs are of a later release`)
+  private constructor(disk: Disk, path: string, cache: PackCache, head: PackHead) {
+    const { header, footer, summary } = head
+    this.#disk = disk
+    this.#path = path
+    this.#cache = cache
+    this.firstIndex = header.firstIndex
+    this.lastIndex = header.lastIndex
+    this.prevTerm = header.prevTerm
+    this.generation = header.generation
+    this.packBytes = footer.packBytes
+    this.rawBytes = summary.groups.reduce((bytes, group) => bytes + group.rawBytes, 0)
+    this.#timelines = Uint32Array.from(summary.timelines, ({ id }) => fingerprint(id))
   }
 
+  static async readHeader(disk: Disk, path: string): Promise<PackHeader> {
+    const file = await disk.open(path, 'read')
+    try {
+      return await readPackHeader(sourceOf(path, file))
+    } finally {
+      await file.close()
+    }
+  }
+
+  /** Throws kind corrupt if header, footer or summary are not what was written. */
   static async open(
-    _disk: Disk,
+    disk: Disk,
     path: string,
-  ): Promise<{ pack: PackFile; summary: { runs: EntryRun[]; memberships: LogIndex[] } }> {
-    throw corruptError(`${path}: packs are of a later release`)
+    cache: PackCache,
+  ): Promise<{ pack: PackFile; summary: PackSummary }> {
+    const file = await disk.open(path, 'read')
+    try {
+      const head = await readPackHead(sourceOf(path, file))
+      return { pack: new PackFile(disk, path, cache, head), summary: head.summary }
+    } finally {
+      await file.close()
+    }
   }
 
-  async read(_from: number, _last: number, _bytesMax: number): Promise<LogEntry[]> {
-    return []
+  get path(): string {
+    return this.#path
   }
 
+  /** It has another name now. */
+  renamed(path: string): void {
+    this.#path = path
+  }
+
+  get retired(): boolean {
+    return this.#retired
+  }
+
+  get timelines(): number {
+    return this.#timelines.length
+  }
+
+  /** False: certainly not. */
+  mayHold(timeline: TimelineId): boolean {
+    const wanted = fingerprint(timeline)
+    const ids = this.#timelines
+    let low = 0
+    let high = ids.length
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (ids[middle]! < wanted) low = middle + 1
+      else high = middle
+    }
+    return ids[low] === wanted
+  }
+
+  /** Entries [from, last] as far as they fit into `bytesMax`, at least one. */
+  read(from: number, last: number, bytesMax: number): Promise<LogEntry[]> {
+    const to = Math.min(last, this.lastIndex)
+    return this.#use(async source => {
+      const { head, table } = await this.#load(source)
+      const first = this.firstIndex
+      const entries = await readPackRows(source, head, table, from - first, to - first, bytesMax, number =>
+        this.#group(source, head, number),
+      )
+      return entries.map(({ isVoid: _, ...entry }) => entry)
+    })
+  }
+
+  /**
+   * Of a timeline: the LSNs of its valid entries here, and the indexes of those that begin at or above `lsn`. undefined: it
+   * has none.
+   */
+  seek(timeline: TimelineId, lsn: Lsn): Promise<PackHit | undefined> {
+    return this.#use(async source => {
+      const { head, table } = await this.#load(source)
+      const place = placeOfTimeline(head.summary, timeline)
+      if (place < 0) return undefined
+      const { beginLsn, endLsn } = head.summary.timelines[place]!
+      const begin = table.starts[place + 1]!
+      const end = table.starts[place + 2]!
+      if (begin === end) return undefined
+      let low = begin
+      let high = end
+      while (low < high) {
+        const middle = (low + high) >>> 1
+        if (table.begins[table.order[middle]!]! < lsn) low = middle + 1
+        else high = middle
+      }
+      const rows = table.order.subarray(low, end)
+      return {
+        beginLsn,
+        endLsn,
+        before: low > begin ? (table.begins[table.order[low - 1]!]! as Lsn) : undefined,
+        indexes: Array.from(rows, row => this.firstIndex + row),
+        nextLsn: (low < end ? table.begins[table.order[low]!]! : endLsn) as Lsn,
+      }
+    })
+  }
+
+  /** Loaded from the cache or the disk. */
+  summary(): Promise<PackSummary> {
+    return this.#use(async source => (await this.#cache.head(this, () => readPackHead(source))).summary)
+  }
+
+  #load(source: PackSource): Promise<Loaded> {
+    return this.#cache.loaded(this, async () => {
+      const head = await readPackHead(source)
+      return { head, table: await readPackTable(source, head) }
+    })
+  }
+
+  #group(source: PackSource, head: PackHead, number: number): Promise<Buffer> {
+    return this.#cache.group(this, number, () => readPackGroup(source, head.summary.groups[number]!))
+  }
+
+  /** It belongs to the log no more. */
   retire(): void {
-    this.retired = true
+    this.#retired = true
+    this.#cache.forget(this)
+    if (this.#readers === 0) void this.close()
   }
 
-  async close(): Promise<void> {}
+  async #use<T>(read: (source: PackSource) => Promise<T>): Promise<T> {
+    this.#readers++
+    try {
+      this.#reading ??= this.#disk.open(this.#path, 'read')
+      this.#cache.opened(this)
+      return await read(sourceOf(this.#path, await this.#reading))
+    } catch (error) {
+      // A file that could not be opened is tried again next time.
+      if ((error as NodeJS.ErrnoException).code !== undefined) this.#reading = undefined
+      throw error
+    } finally {
+      this.#readers--
+      if (this.#readers === 0 && this.#retired) void this.close()
+    }
+  }
+
+  closeIfIdle(): void {
+    if (this.#readers === 0) void this.close()
+  }
+
+  /** Closes the file; it is opened again when needed. */
+  async close(): Promise<void> {
+    const reading = this.#reading
+    this.#reading = undefined
+    const file = await reading?.catch(() => undefined)
+    await file?.close()
+  }
+}
+
+function fingerprint(timeline: TimelineId): number {
+  return Number.parseInt(timeline.slice(0, 8), 16)
+}
+
+function sourceOf(name: string, file: DiskFile): PackSource {
+  return { name, size: () => file.size(), read: (target, position) => file.read(target, position) }
 }

@@ -16,7 +16,8 @@ import {
   type EntryHeader,
   entryBytes,
 } from './entry.ts'
-import { PackFile } from './pack-file.ts'
+import type { PackSummary } from './pack-codec.ts'
+import { type PackCache, PackFile } from './pack-file.ts'
 import { RawSegment } from './raw-segment.ts'
 import {
   firstIndexOf,
@@ -54,14 +55,19 @@ interface Unit {
   readonly path: string
 }
 
-/** Called with each entry of raw segments, in order. */
-export type EntryVisitor = (header: EntryHeader) => void
+/** Told what is found, in order; told to begin again when damage was set aside. */
+export interface EntryVisitor {
+  entry(header: EntryHeader): void
+  pack(pack: PackFile, summary: PackSummary): void
+  restart(): void
+}
 
 class LogScan {
   readonly disk: Disk
   readonly dir: string
   readonly state: LogState
   readonly visit: EntryVisitor
+  readonly cache: PackCache
   readonly packs: PackFile[] = []
   readonly raws: RawSegment[] = []
   readonly leftovers: string[] = []
@@ -71,7 +77,8 @@ class LogScan {
   damage: Damage | undefined
   #bytes = Buffer.alloc(0)
 
-  constructor(disk: Disk, dir: string, state: LogState, visit: EntryVisitor) {
+  constructor(disk: Disk, dir: string, state: LogState, visit: EntryVisitor, cache: PackCache) {
+    this.cache = cache
     this.disk = disk
     this.dir = dir
     this.state = state
@@ -165,7 +172,7 @@ class LogScan {
 
   private async pack(unit: Unit): Promise<void> {
     try {
-      const { pack, summary } = await PackFile.open(this.disk, unit.path)
+      const { pack, summary } = await PackFile.open(this.disk, unit.path, this.cache)
       if (pack.prevTerm !== this.terms.lastTerm)
         return this.fail(
           unit.path,
@@ -178,6 +185,7 @@ class LogScan {
         this.memberships.push({ index, payload: entry!.payload })
       }
       this.packs.push(pack)
+      this.visit.pack(pack, summary)
       this.chainCrc = 0
     } catch (error) {
       if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
@@ -254,7 +262,7 @@ class LogScan {
           index: header.index,
           payload: Buffer.from(bytes.subarray(payloadAt, payloadEnd)),
         })
-      this.visit(header)
+      this.visit.entry(header)
     }
   }
 
@@ -282,8 +290,9 @@ export async function scanLog(
   dir: string,
   state: LogState,
   visit: EntryVisitor,
+  cache: PackCache,
 ): Promise<FoundLog> {
-  const scan = new LogScan(disk, dir, state, visit)
+  const scan = new LogScan(disk, dir, state, visit, cache)
   await scan.run()
   const { packs, raws, terms, chainCrc, memberships, leftovers, damage } = scan
   return { packs, raws, terms, chainCrc, memberships, leftovers, damage }

@@ -7,6 +7,7 @@ import { invalidError, refreshError } from '../../shared/errors.ts'
 import type { LogIndex } from '../core/types.ts'
 import type { LogEntry } from './entry.ts'
 import type { LogFiles } from './log-files.ts'
+import { seekInPacks } from './pack-search.ts'
 import { RawSegment } from './raw-segment.ts'
 import type { TimelineIndex } from './timeline-index.ts'
 
@@ -77,11 +78,7 @@ export class TimelineCursor {
     if (range === undefined || this.#lsn < range.beginLsn) return this.#findPacked(range?.beginLsn)
     if (this.#lsn >= range.endLsn) return undefined
     const hit = index.seek(this.#timeline, this.#lsn)
-    if ('before' in hit)
-      throw invalidError(
-        `LSN ${this.#lsn} is not where a chunk of the log begins; the nearest are ${hit.before} and ${hit.after}`,
-        this.#lsn,
-      )
+    if ('before' in hit) this.#noBoundary(hit.before, hit.after)
     if (this.#source.isRecent(hit.index)) return (await this.#source.read(hit.index, hit.index, 0))[0]
     const rows = hit.following(FOLLOWING_MAX)
     const last = this.#windowEnd(rows)
@@ -109,12 +106,34 @@ export class TimelineCursor {
     return last
   }
 
+  /** Below what raw segments hold (from `rawBeginLsn` on, if anything). */
   async #findPacked(rawBeginLsn: Lsn | undefined): Promise<LogEntry | undefined> {
-    if (rawBeginLsn !== undefined) this.#trimmed(rawBeginLsn)
-    return undefined
+    const hit = await seekInPacks(this.#source.files, this.#timeline, this.#lsn)
+    // While we looked it may have been packed or trimmed: then look again.
+    if (this.#source.index.range(this.#timeline)?.beginLsn !== rawBeginLsn) return this.#find()
+    if (hit === undefined) return rawBeginLsn === undefined ? undefined : this.#trimmed(rawBeginLsn)
+    const { before, nextLsn, indexes } = hit
+    if (nextLsn !== this.#lsn)
+      return before === undefined ? this.#trimmed(nextLsn) : this.#noBoundary(before, nextLsn)
+    const rows = indexes.slice(0, FOLLOWING_MAX)
+    // Entries of other timelines that lie between cost their groups: read on only where there are hardly any.
+    let last = 0
+    while (last + 1 < rows.length && rows[last + 1]! - rows[0]! <= (last + 1) * 2) last++
+    const entries = await this.#source.read(rows[0]!, rows[last]!, WINDOW_BYTES)
+    const wanted = new Set(rows)
+    this.#ahead = entries.filter(entry => wanted.has(entry.index)).reverse()
+    return this.#ahead.pop()
   }
 
-  #trimmed(beginLsn: Lsn): never {
-    throw refreshError(`redo at LSN ${this.#lsn} was trimmed; what is held begins at ${beginLsn}`, beginLsn)
+  #noBoundary(before: Lsn, after: Lsn): never {
+    throw invalidError(
+      `LSN ${this.#lsn} is not where a chunk of the log begins; the nearest are ${before} and ${after}`,
+      this.#lsn,
+    )
+  }
+
+  #trimmed(beginLsn: Lsn | undefined): never {
+    const held = beginLsn === undefined ? '' : `; what is held begins at ${beginLsn}`
+    throw refreshError(`redo at LSN ${this.#lsn} was trimmed${held}`, beginLsn)
   }
 }

@@ -66,6 +66,23 @@ export class TimelineIndex {
     return { index: indexes[low]!, following: count => indexes.slice(low, low + count) }
   }
 
+  /** Whether any timeline has redo in entries up to `index` that ends beyond what is `neededFrom`. */
+  isNeeded(index: number, neededFrom: (timeline: TimelineId) => Lsn | undefined): boolean {
+    for (const [timeline, { indexes, begins, head, endLsn }] of this.#timelines) {
+      let low = head
+      let high = indexes.length
+      while (low < high) {
+        const middle = (low + high) >>> 1
+        if (indexes[middle]! <= index) low = middle + 1
+        else high = middle
+      }
+      if (low === head) continue
+      const end = begins[low] ?? endLsn
+      if (end > (neededFrom(timeline) ?? Number.MAX_SAFE_INTEGER)) return true
+    }
+    return false
+  }
+
   /** Forgets the entries up to `index`: they are in a pack now, or gone. */
   dropThrough(index: number): void {
     for (const [timeline, rows] of this.#timelines) {

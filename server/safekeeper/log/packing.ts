@@ -1,0 +1,266 @@
+/**
+ * Decides what is packed, packed anew and removed, and when. One job at a time: sealed segments that are applied, oldest
+ * first; then packs of which enough is not needed; then small packs that follow each other become one.
+ */
+import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
+import { PalimpsestError } from '../../shared/errors.ts'
+import type { LogFiles } from './log-files.ts'
+import type { PackSummary } from './pack-codec.ts'
+import { type PackCache, PackFile } from './pack-file.ts'
+import type { PackLedger } from './pack-ledger.ts'
+import { jobHeader, type PackJob, type PackRunner, packTarget } from './packer.ts'
+import type { RawSegment } from './raw-segment.ts'
+import type { TimelineIndex } from './timeline-index.ts'
+
+/** A pack is made anew when so much of its bytes is not needed. */
+const DROP_RATIO_MIN = 0.25
+/** Packs below this part of a segment's length are joined, */
+const SMALL_PART = 1 / 64
+/** if at least so many follow each other, */
+const JOIN_MIN = 4
+/** into one of at most so many entries. */
+const JOINED_ENTRIES_MAX = 1 << 20
+/** Packs that one trim looks into beyond the first that must stay: bounds what it reads. */
+const EXAMINED_MAX = 32
+
+/** Redo of a timeline that ends at or below is needed by nobody; undefined: the timeline is gone, and so all of its redo. */
+export type NeededFrom = (timeline: TimelineId) => Lsn | undefined
+
+export interface PackingOptions {
+  readonly files: LogFiles
+  readonly index: TimelineIndex
+  readonly ledger: PackLedger
+  readonly cache: PackCache
+  readonly runner: PackRunner
+  readonly level: number
+  appliedIndex(): number
+  /** Void entries; ascending. */
+  voids(): readonly number[]
+}
+
+export class Packing {
+  readonly #options: PackingOptions
+  #running: Promise<void> | undefined
+  #closed = false
+  #neededFrom: NeededFrom | undefined
+  /** Packs that the last trims found worth making anew. */
+  #stale = new Set<PackFile>()
+  /** Where the next trim goes on looking. */
+  #examined = 0
+  /** Segments that could not be packed: damaged. Not tried again. */
+  readonly #refused = new WeakSet<RawSegment | PackFile>()
+  /** Why the last job failed; empty if it did not. */
+  lastError = ''
+  /** Since the start. */
+  packedRawBytes = 0
+  packedBytes = 0
+  jobs = 0
+
+  constructor(options: PackingOptions) {
+    this.#options = options
+  }
+
+  /** Something may have become ready. */
+  kick(): void {
+    if (this.#closed || this.#running !== undefined) return
+    if (this.#nextSegment() === undefined && this.#stale.size === 0) return
+    this.#running = this.#run().finally(() => {
+      this.#running = undefined
+    })
+  }
+
+  /** Resolves when there is nothing to do. */
+  async idle(): Promise<void> {
+    for (this.kick(); this.#running !== undefined; this.kick()) await this.#running
+  }
+
+  async #run(): Promise<void> {
+    try {
+      while (!this.#closed) {
+        const did = (await this.#packSegment()) || (await this.#repack())
+        if (!did) break
+      }
+    } catch (error) {
+      // A full disk, mostly. The next segment or trim tries again.
+      this.lastError = (error as Error).message
+      this.#options.files.log.warn({ err: error }, 'packing the log failed; it is tried again later')
+    }
+  }
+
+  #nextSegment(): RawSegment | undefined {
+    const { files, appliedIndex } = this.#options
+    const segment = files.raws[0]
+    const isReady =
+      segment !== undefined &&
+      files.raws.length > 1 &&
+      segment.count > 0 &&
+      segment.lastIndex <= appliedIndex() &&
+      !this.#refused.has(segment)
+    return isReady ? segment : undefined
+  }
+
+  async #packSegment(): Promise<boolean> {
+    const { files, index, level } = this.#options
+    const segment = this.#nextSegment()
+    if (segment === undefined) return false
+    const { firstIndex, lastIndex } = segment
+    const done = await this.#job([segment], {
+      type: 'segment',
+      path: segment.path,
+      target: packTarget(files.dir),
+      header: jobHeader([segment], files.state.generation),
+      endOffset: segment.endOffset,
+      voids: this.#options.voids().filter(other => other >= firstIndex && other <= lastIndex),
+      level,
+    })
+    if (done) index.dropThrough(lastIndex)
+    return true
+  }
+
+  /** Runs a job and puts its pack in the place of `sources`. False: they are held no more, or are damaged. */
+  async #job(sources: readonly (RawSegment | PackFile)[], job: PackJob): Promise<boolean> {
+    const { files, ledger, cache, runner } = this.#options
+    let made: { pack: PackFile; summary: PackSummary }
+    try {
+      const { rawBytes, packBytes } = await runner.run(job)
+      made = await PackFile.open(files.disk, job.target, cache)
+      this.jobs++
+      this.packedRawBytes += rawBytes
+      this.packedBytes += packBytes
+    } catch (error) {
+      if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') {
+        if (sources.some(unit => unit.retired)) return false
+        throw error
+      }
+      if (sources.some(unit => unit.retired)) return false
+      for (const unit of sources) this.#refused.add(unit)
+      this.lastError = error.message
+      files.log.error({ err: error }, 'a part of the log is damaged and was not packed')
+      return false
+    }
+    const olds: PackSummary[] = []
+    for (const unit of sources) if (unit instanceof PackFile) olds.push(await unit.summary())
+    const adopted = await files.adopt(made.pack, sources)
+    if (!adopted) return false
+    this.lastError = ''
+    for (const old of olds) ledger.remove(old)
+    ledger.add(made.summary)
+    return true
+  }
+
+  /**
+   * How far the log's beginning may go: the last entry of the files at the beginning of which nothing is needed. Notes packs that
+   * are worth making anew.
+   */
+  async examine(keepFrom: number, neededFrom: NeededFrom): Promise<PackFile | RawSegment | undefined> {
+    const { files, index } = this.#options
+    this.#neededFrom = neededFrom
+    let free: PackFile | RawSegment | undefined
+    let looked = 0
+    const packs = [...files.packs]
+    for (const pack of packs) {
+      if (pack.lastIndex >= keepFrom || this.#refused.has(pack)) break
+      const { needed, dropped } = await this.#wanted(pack, neededFrom)
+      looked++
+      if (needed > 0) {
+        if (dropped) this.#stale.add(pack)
+        break
+      }
+      free = pack
+    }
+    const left = packs.slice(looked)
+    for (let i = 0; i < Math.min(left.length, EXAMINED_MAX); i++) {
+      this.#examined = (this.#examined + 1) % left.length
+      const pack = left[this.#examined]!
+      if (this.#refused.has(pack) || pack.retired) continue
+      if ((await this.#wanted(pack, neededFrom)).dropped) this.#stale.add(pack)
+    }
+    if (looked < packs.length || (packs.length > 0 && free !== packs.at(-1))) return free
+    // No packs, or none is needed: sealed segments may go as they are, which helps when the disk is too full for packs.
+    for (const raw of files.raws.slice(0, -1)) {
+      if (raw.lastIndex >= keepFrom || raw.lastIndex > this.#options.appliedIndex()) break
+      if (index.isNeeded(raw.lastIndex, neededFrom)) break
+      free = raw
+    }
+    return free
+  }
+
+  /** Bytes of redo in a pack that are needed, and whether so many are not that it pays to make it anew. */
+  async #wanted(pack: PackFile, neededFrom: NeededFrom): Promise<{ needed: number; dropped: boolean }> {
+    let needed = 0
+    let free = 0
+    for (const timeline of (await pack.summary()).timelines) {
+      const from = neededFrom(timeline.id) ?? Number.MAX_SAFE_INTEGER
+      const { beginLsn, endLsn, droppedEndLsn, rawBytes, storedBytes } = timeline
+      if (rawBytes === 0) continue
+      if (endLsn <= from) {
+        free += storedBytes
+        continue
+      }
+      needed += Math.max(1, storedBytes)
+      // What lies between is spread about evenly.
+      const begin = Math.max(beginLsn, droppedEndLsn)
+      if (from > begin) free += (storedBytes * (from - begin)) / (endLsn - begin)
+    }
+    return { needed, dropped: free > pack.packBytes * DROP_RATIO_MIN }
+  }
+
+  async #repack(): Promise<boolean> {
+    const { files, level } = this.#options
+    const sources = this.#nextStale() ?? this.#nextSmall()
+    const neededFrom = this.#neededFrom
+    if (sources === undefined || neededFrom === undefined) return false
+    const dropTo = new Map<TimelineId, Lsn>()
+    for (const pack of sources)
+      for (const { id } of (await pack.summary()).timelines)
+        dropTo.set(id, neededFrom(id) ?? (Number.MAX_SAFE_INTEGER as Lsn))
+    await this.#job(sources, {
+      type: 'repack',
+      paths: sources.map(pack => pack.path),
+      target: packTarget(files.dir),
+      header: jobHeader(sources, files.state.generation),
+      dropTo: [...dropTo],
+      level,
+    })
+    return true
+  }
+
+  #nextStale(): PackFile[] | undefined {
+    for (const pack of this.#stale) {
+      this.#stale.delete(pack)
+      if (this.#options.files.packs.includes(pack) && !this.#refused.has(pack)) return [pack]
+    }
+    return undefined
+  }
+
+  #nextSmall(): PackFile[] | undefined {
+    const { files } = this.#options
+    let run: PackFile[] = []
+    let entries = 0
+    for (const pack of files.packs) {
+      const count = pack.lastIndex - pack.firstIndex + 1
+      const isSmall = pack.packBytes < files.segmentBytes * SMALL_PART && !this.#refused.has(pack)
+      if (!isSmall || entries + count > JOINED_ENTRIES_MAX) {
+        if (run.length >= JOIN_MIN) return run
+        run = []
+        entries = 0
+        if (!isSmall) continue
+      }
+      run.push(pack)
+      entries += count
+    }
+    return run.length >= JOIN_MIN ? run : undefined
+  }
+
+  /** The log is another one. */
+  forget(): void {
+    this.#stale.clear()
+  }
+
+  /** Ends when the job that is under way has. */
+  async close(): Promise<void> {
+    this.#closed = true
+    await this.#running
+    await this.#options.runner.close()
+  }
+}
