@@ -417,8 +417,24 @@ export class Timeline implements ReadableTimeline {
     return join(this.env.scratchDir, `${this.id}-${this.#scratchNumber++}-${what}`)
   }
 
-  /** Has a worker write the layer, again and again: the redo stays in memory until it is durable. */
-  async #write(memtable: Memtable): Promise<{ path: string; summary: LayerSummary }> {
+  /**
+   * Has a worker write the layer, and puts it into the store; both again and again: the redo stays in memory until it is
+   * durable. Several layers may be on their way at a time.
+   */
+  async #write(memtable: Memtable): Promise<{ key: string; summary: LayerSummary }> {
+    const { path, summary } = await this.#writeFile(memtable)
+    const key = this.manifest.layerKey('delta', 0, memtable.beginLsn, memtable.endLsn)
+    for (;;) {
+      try {
+        await this.env.layers.put(key, path)
+        return { key, summary }
+      } catch (error) {
+        await this.#retryOrThrow(error, 'storing a layer failed; trying again')
+      }
+    }
+  }
+
+  async #writeFile(memtable: Memtable): Promise<{ path: string; summary: LayerSummary }> {
     for (;;) {
       const path = this.scratchPath('delta')
       try {
@@ -440,20 +456,8 @@ export class Timeline implements ReadableTimeline {
     }
   }
 
-  async #commit(
-    memtable: Memtable,
-    written: Promise<{ path: string; summary: LayerSummary }>,
-  ): Promise<void> {
-    const { path, summary } = await written
-    const key = this.manifest.layerKey('delta', 0, memtable.beginLsn, memtable.endLsn)
-    for (;;) {
-      try {
-        await this.env.layers.put(key, path)
-        break
-      } catch (error) {
-        await this.#retryOrThrow(error, 'storing a layer failed; trying again')
-      }
-    }
+  async #commit(memtable: Memtable, written: Promise<{ key: string; summary: LayerSummary }>): Promise<void> {
+    const { key, summary } = await written
     const entry = layerEntry(key, 0, summary)
     for (;;) {
       try {

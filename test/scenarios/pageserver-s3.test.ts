@@ -190,7 +190,8 @@ t.test('killed again and again, without its local files', async t => {
 
 t.test('two page servers on one prefix: the older one is fenced', async t => {
   const service = await S3Service.start(t)
-  const one = new Rig({ flushBytes: 256 << 10, s3: service.options() })
+  // It has no room for copies: each read has to fetch.
+  const one = new Rig({ flushBytes: 128 << 10, s3: service.options(), cacheBytes: 1 })
   const two = new Rig({ flushBytes: 256 << 10, s3: service.options() })
   t.teardown(() => one.destroy())
   t.teardown(() => two.destroy())
@@ -198,11 +199,16 @@ t.test('two page servers on one prefix: the older one is fenced', async t => {
   await one.create(log.begin, log.pageSize)
   await one.import(goldenReplay('16k'), log.begin)
   two.wal.create(TIMELINE, log.begin)
-  await two.start()
   const chunks = [...chunksOf(log, () => 100_000)]
-  for (const chunk of chunks) {
+  const third = Math.floor(chunks.length / 3)
+  for (const [i, chunk] of chunks.entries()) {
+    if (i === third) {
+      await one.checkpoint()
+      await two.start()
+    }
     one.wal.append(TIMELINE, chunk)
     two.wal.append(TIMELINE, chunk)
+    if (i < third) await one.waitFor(one.wal.end(TIMELINE))
   }
   await two.waitFor(log.end)
   await two.checkpoint()
@@ -216,4 +222,14 @@ t.test('two page servers on one prefix: the older one is fenced', async t => {
   const replay = goldenReplay('16k')
   replay.advanceTo(log.end)
   t.same((await two.compare(replay)).differences.slice(0, 5), [], 'and nothing of its goes amiss')
+  // When the new owner has replaced layers that the old one still believes in, that is no damage. A compaction may have left
+  // the old one's alone; so they are taken away here.
+  const { manifest } = two.server!.timelines.get(TIMELINE)
+  const replaced = manifest.current.layers.filter(layer => layer.kind === 'delta')
+  const rest = manifest.current.layers.filter(layer => layer.kind === 'image')
+  await manifest.update(current => ({ ...current, layers: rest }))
+  for (const { key } of replaced) service.objects.delete(`p/${key}`)
+  const early = goldenReplay('16k')
+  early.advanceTo(log.begin + 1_000_000)
+  await t.rejects(one.compare(early), /another page server owns timeline/)
 })
