@@ -46,7 +46,7 @@ export function planMemory(memoryBytes: number, threads: number): MemoryPlan {
     // A bound against the unforeseen, not a share of the budget.
     heapMbPerThread: 512,
     backgroundThreads,
-    // Indexes take about half as much again; two memtables are written while a third one fills.
+    // Indexes are about as large as the redo they are made from; two memtables are written while a third one fills.
     flushBytes: Math.min(64 * MIB, Math.floor(arenaBytesTotal / 5)),
   }
 }
