@@ -167,7 +167,7 @@ function refusal(
       ? messageName(request.type)
       : `${messageName(request.type)} of timeline ${timeline}`
   return invalidError(
-    `${describe(principal)} does not allow ${what}: it takes ${scopesFor(rule.need, timeline)}, or admin`,
+    `${describe(principal)} does not allow ${what}: it takes ${[scopesFor(rule.need, timeline), 'admin'].filter(Boolean).join(', or ')}`,
   )
 }
 

@@ -115,7 +115,7 @@ function has(timelines: ReadonlySet<string>, timeline: TimelineId | undefined): 
   return timelines.has('*') || (timeline !== undefined && timelines.has(timeline))
 }
 
-/** Scopes that would have sufficed, for the text of a refusal. */
+/** Scopes that would have sufficed, besides admin, for the text of a refusal; empty: only that. */
 export function scopesFor(need: Need, timeline: TimelineId | undefined): string {
   const id = timeline ?? '*'
   switch (need) {
@@ -134,7 +134,7 @@ export function scopesFor(need: Need, timeline: TimelineId | undefined): string 
     case 'peer':
       return 'peer'
     case 'admin':
-      return 'admin'
+      return ''
   }
 }
 

@@ -118,6 +118,10 @@ t.test('a refusal says who, what and which scope, the same for what does not exi
       `the token of "tester" (read:${MINE}) does not allow GetPages of timeline ${OTHER}: ` +
       `it takes read:${OTHER}, or admin`,
   })
+  t.throws(
+    () => authorize(principal('peer'), request({ type: 0x0599 }), sessions),
+    like({ message: /: it takes admin$/ }),
+  )
   // To branch takes to read what one branches from.
   const branch = { type: MessageType.WalBranch, timeline: MINE, ancestor: OTHER, lsn: 9 as Lsn, name: 'b' }
   t.throws(() => authorize(principal(`write:${MINE}`), branch, sessions), { message: /it takes read:bb/ })
