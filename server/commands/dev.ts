@@ -11,6 +11,8 @@ import { startPageServer } from '../pageserver/index.ts'
 import { type Safekeeper, startSafekeeper } from '../safekeeper/safekeeper.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
+import { meteredDisk } from '../shared/metered-disk.ts'
+import { nodeDisk } from '../shared/node-seams.ts'
 import type { Watch } from './admin.ts'
 import { UsageError } from './common.ts'
 import { addPageServerOptions, type PageServerOptions } from './pageserver.ts'
@@ -89,6 +91,7 @@ async function startCell(
   }
   const running: Safekeeper[] = []
   for (const [name, listener] of listeners) {
+    const metrics = watch.part('safekeeper', { node: name })
     const safekeeper = await startSafekeeper({
       dataDir: join(root, name),
       id: name,
@@ -97,7 +100,8 @@ async function startCell(
       listener,
       log: log.child({ part: 'safekeeper', node: name }),
       dial: { security: outgoingSecurity(options) },
-      metrics: listener === main ? watch.part('safekeeper') : undefined,
+      disk: meteredDisk(nodeDisk, metrics),
+      metrics,
     })
     parts.push(safekeeper)
     running.push(safekeeper)

@@ -3,6 +3,8 @@ import { type Command, InvalidArgumentError } from 'commander'
 import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { checkNodeName, checkZone } from '../../protocol/messages.ts'
 import { NODE_NAME_DEFAULT, startSafekeeper } from '../safekeeper/safekeeper.ts'
+import { meteredDisk } from '../shared/metered-disk.ts'
+import { nodeDisk } from '../shared/node-seams.ts'
 import { addressArgument, addressesArgument, UsageError } from './common.ts'
 import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
 
@@ -59,6 +61,7 @@ export function registerSafekeeper(program: Command): void {
           : `--peers does not have ${id}, which is this node`,
       )
     return serve('safekeeper', { ...options, id }, async (listener, log, parts, watch) => {
+      const metrics = watch.part('safekeeper', { node: id })
       const safekeeper = await startSafekeeper({
         dataDir: options.data,
         id,
@@ -69,7 +72,8 @@ export function registerSafekeeper(program: Command): void {
         listener,
         log,
         dial: { security: outgoingSecurity(options) },
-        metrics: watch.part('safekeeper'),
+        disk: meteredDisk(nodeDisk, metrics),
+        metrics,
       })
       watch.readiness.add('cell', () => safekeeper.node.unready)
       parts.push(safekeeper)

@@ -44,6 +44,19 @@ export class NodeMetrics {
       },
     )
     part.sampledGauge('disk_bytes', 'bytes of the log on disk', [], put => put(node.status().diskBytes))
+    part.sampledGauge('read_only_nodes', '1 while this node takes no appends: its disk is full', [], put =>
+      put(node.status().writable ? 0 : 1),
+    )
+    part.sampledGauge(
+      'leader_silent_seconds',
+      'time since this node last heard from a leader; 0 on the leader',
+      [],
+      put => {
+        const { role, leaderSilentMs } = node.status()
+        if (role === 'leader') put(0)
+        else if (leaderSilentMs !== undefined) put(leaderSilentMs / 1000)
+      },
+    )
     part.sampledGauge('cell_timelines', 'timelines of the cell', [], put => put(node.status().timelines))
   }
 
