@@ -18,6 +18,7 @@ import { DoublewriteCopies } from '../datadir/doublewrite.ts'
 import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../datadir/scan.ts'
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
+import type { WalWriter } from '../shared/log-client.ts'
 import type { Progress } from '../shared/progress.ts'
 import { EncryptionWatch, encryptionError } from './encryption-watch.ts'
 import { FileCapture, type FileSink } from './file-capture.ts'
@@ -30,7 +31,6 @@ import { SpaceTracker, type UnknownSpaces } from './space-tracker.ts'
 import {
   createTimeline,
   findTimeline,
-  type OpenedLog,
   openServers,
   openWriter,
   type ServerOptions,
@@ -81,6 +81,8 @@ export interface AttachResult {
 const RETRY_MS_MIN = 200
 const RETRY_MS_MAX = 5000
 const FOLLOW_TICK_MS = 10
+/** For the safekeepers to take what was read, when the agent is told to stop. */
+const LAST_WORDS_MS = 10_000
 const LAST_LOOK_MS = 3000
 /** How often the files of tablespaces that could be encrypted silently are looked at. */
 const ENCRYPTION_LOOK_MS = 10_000
@@ -135,7 +137,9 @@ class Session {
   readonly #totals: AttachTotals
   readonly #servers: Servers
   readonly #timeline: TimelineId
-  readonly #log: OpenedLog
+  readonly #writer: WalWriter
+  /** Where the log ended when this session took it over. */
+  readonly #fromLsn: Lsn
   readonly #tail: RingTail
   readonly #tracker = new SpaceTracker()
   readonly #encryption = new EncryptionWatch()
@@ -156,22 +160,21 @@ class Session {
     servers: Servers,
     timeline: TimelineId,
     status: TimelineStatus | undefined,
-    log: OpenedLog,
+    writer: WalWriter,
     tail: RingTail,
   ) {
     this.#o = options
     this.#totals = totals
     this.#servers = servers
     this.#timeline = timeline
-    this.#log = log
+    this.#writer = writer
+    this.#fromLsn = writer.endLsn
     this.#tail = tail
     this.#undo = new UndoWatch(options.datadir)
-    this.#readableFromLsn = status?.summary.readableFromLsn ?? log.endLsn
+    this.#readableFromLsn = status?.summary.readableFromLsn ?? writer.endLsn
     this.#pump = new RedoPump({
       tail,
-      safekeeper: servers.safekeeper,
-      timeline,
-      epoch: log.epoch,
+      writer,
       inspect: chunk => this.#inspect(chunk),
       onOvertaken: step => this.#overtaken(step),
     })
@@ -196,6 +199,7 @@ class Session {
       // Addresses that were right before are right still: a server that starts up may not have all of its roles yet.
       throw again && !options.signal?.aborted ? retryError((error as Error).message, error) : error
     })
+    let writer: WalWriter | undefined
     try {
       const status = await findTimeline(servers.pageServer, options.timeline)
       if (status && status.summary.innodbPageSize !== scan.pageSize)
@@ -212,13 +216,18 @@ class Session {
           innodbPageSize: scan.pageSize,
           serverVersion: await serverVersion(path),
         }))
-      const log = await openWriter(servers, timeline)
-      const tail = await RingTail.open(path, { fromLsn: log.endLsn, cold: !live })
-      const session = new Session(options, totals, servers, timeline, status, log, tail)
+      writer = await openWriter(options, timeline, reason =>
+        options.progress.message(
+          `the safekeepers do not take redo at present (${reason}); going on as soon as they do`,
+        ),
+      )
+      const tail = await RingTail.open(path, { fromLsn: writer.endLsn, cold: !live })
+      const session = new Session(options, totals, servers, timeline, status, writer, tail)
       session.#status = status
       session.#scan = scan
       return session
     } catch (error) {
+      writer?.close()
       servers.close()
       throw error
     }
@@ -243,6 +252,7 @@ class Session {
     this.#pump.stop()
     this.#job?.abort.abort()
     await this.#capture.close()
+    this.#writer.close()
     this.#servers.close()
     await this.#tail.close()
   }
@@ -257,8 +267,8 @@ class Session {
       await this.#beginJob(job)
     } else {
       progress.message(
-        `timeline ${this.#o.timeline} exists; following ${this.#tail.path} from LSN ${this.#log.endLsn}`,
-        { timeline: this.#timeline, lsn: this.#log.endLsn },
+        `timeline ${this.#o.timeline} exists; following ${this.#tail.path} from LSN ${this.#fromLsn}`,
+        { timeline: this.#timeline, lsn: this.#fromLsn },
       )
       await this.#assumeKnown()
     }
@@ -267,10 +277,16 @@ class Session {
     pumped.catch(error => {
       this.#failure ??= error
     })
+    // The writer finds another safekeeper by itself; a page server that is gone ends the session.
+    const { closed } = this.#servers.pageServer
+    const onLost = (): void => this.#pump.fail(closed.reason)
+    closed.addEventListener('abort', onLost, { once: true })
     const onAbort = (): void => {
       // While following, the last look at the log comes first: see #follow.
       if (!this.#following) this.#pump.stop()
       this.#job?.abort.abort(signal?.reason)
+      // What is not committed by then is read again by the next session.
+      setTimeout(() => this.#pump.fail(signal?.reason), LAST_WORDS_MS).unref()
     }
     signal?.addEventListener('abort', onAbort, { once: true })
     // It may have come before anybody listened.
@@ -301,6 +317,7 @@ class Session {
       if (!signal?.aborted || this.#job) throw this.#failure ?? error
     } finally {
       signal?.removeEventListener('abort', onAbort)
+      closed.removeEventListener('abort', onLost)
       this.#pump.stop()
     }
     await pumped
@@ -322,7 +339,7 @@ class Session {
    */
   async #missingImport(): Promise<ImportJob | undefined> {
     const status = this.#status
-    if (!status) return { kind: 'full', startLsn: this.#log.endLsn, afterLsn: undefined }
+    if (!status) return { kind: 'full', startLsn: this.#fromLsn, afterLsn: undefined }
     const { summary, gaps } = status
     if (summary.state === 'importing')
       return { kind: 'full', startLsn: summary.startLsn, afterLsn: undefined }
@@ -331,10 +348,11 @@ class Session {
     if (!open && !never) return undefined
     // The redo of the gap's other side begins at a checkpoint, so the present one is not before it.
     const checkpointLsn = await this.#tail.refreshCheckpoint()
-    const startLsn = Math.min(checkpointLsn, this.#log.endLsn) as Lsn
+    const startLsn = Math.min(checkpointLsn, this.#fromLsn) as Lsn
     return never
       ? { kind: 'full', startLsn, afterLsn: undefined }
-      : { kind: 'partial', startLsn, afterLsn: open!.fromLsn }
+      : // Not only what changed since: it may be the content of a tablespace that was just moved in, whose pages are older.
+        { kind: 'partial', startLsn, afterLsn: undefined }
   }
 
   async #follow(): Promise<void> {
@@ -475,6 +493,7 @@ class Session {
       { startLsn: job.startLsn, kind: job.kind },
     )
     for (const space of scan.spaces) await session.copy(space)
+    await Promise.all(this.#reimports)
     await session.drained()
     task.finish()
     const end = await this.#coveringLsn(session, job.startLsn)
@@ -524,14 +543,8 @@ class Session {
       { fromLsn: from, toLsn: to },
     )
     this.#o.onState?.({ kind: 'overtaken', fromLsn: from, toLsn: to })
-    await this.#servers.safekeeper.request({
-      type: MessageType.WalSkip,
-      timeline: this.#timeline,
-      epoch: this.#log.epoch,
-      fromLsn: from,
-      toLsn: to,
-      wallTimeUs: Date.now() * 1000,
-    })
+    await this.#writer.skip(to)
+    await this.#writer.durable()
     await this.#tail.restartAt(to)
     await this.#ingested(to)
     // What an unfinished import had to bring is still to be brought.
@@ -625,24 +638,30 @@ class Session {
       `the content of ${found.map(file => file.name).join(', ')} is not in the redo log (IMPORT TABLESPACE); copying it`,
       { spaces: found.map(file => file.space), lsn },
     )
-    if (!this.#job) await this.#ingested(lsn)
+    // An import that is under way takes them along, and ends when they are copied.
+    const job = this.#job?.session
+    if (!job) await this.#ingested(lsn)
     const exist = this.#tracker.all()
-    const session = await PageImport.begin({
-      pageServer: this.#servers.pageServer,
-      timeline: this.#timeline,
-      kind: 'partial',
-      startLsn: lsn,
-      live: this.#o.live,
-      signal: this.#o.signal,
-    })
+    const session =
+      job ??
+      (await PageImport.begin({
+        pageServer: this.#servers.pageServer,
+        timeline: this.#timeline,
+        kind: 'partial',
+        startLsn: lsn,
+        live: this.#o.live,
+        signal: this.#o.signal,
+      }))
     const done: Promise<void> = (async () => {
-      for (const file of found) await session.copy(file)
+      for (const file of found) await session.copy(file, true)
+      if (job) return
       const end = await this.#coveringLsn(session, lsn)
+      // It opened a gap: nothing after its LSN can be read before it ends.
       await session.end(end, exist)
       this.#totals.importedPages += session.pages
     })()
       .catch(error => {
-        this.#failure ??= error
+        if (!job || this.#job?.session === job) this.#failure ??= error
       })
       .finally(() => this.#reimports.delete(done))
     this.#reimports.add(done)

@@ -2,13 +2,10 @@
  * From the ring to the safekeeper: reads as fast as the safekeeper makes durable, a bounded number of bytes in flight,
  * and looks again every few milliseconds when there is nothing.
  */
-import type { Connection } from '../../protocol/connection.ts'
-import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
-import { MessageType } from '../../protocol/messages.ts'
+import type { Lsn } from '../../protocol/ids.ts'
+import type { WalWriter } from '../shared/log-client.ts'
 import type { RingTail, TailStep } from './ring-tail.ts'
 
-/** Redo sent and not yet acknowledged. */
-const IN_FLIGHT_BYTES_MAX = 16 << 20
 const POLL_MS_MIN = 1
 const POLL_MS_MAX = 10
 /** So many looks without news, and the pause grows. */
@@ -23,9 +20,7 @@ export interface Cut {
 
 export interface RedoPumpOptions {
   readonly tail: RingTail
-  readonly safekeeper: Connection
-  readonly timeline: TimelineId
-  readonly epoch: WriterEpoch
+  readonly writer: WalWriter
   /** Looks at a chunk before it is sent. Each `Cut`, in order of place, has the part before it made durable, then waits for `action`. */
   readonly inspect?: (chunk: Extract<TailStep, { kind: 'chunk' }>) => readonly Cut[]
   /** What to do when the ring has overtaken the reader. It reads on when that is done. */
@@ -35,30 +30,25 @@ export interface RedoPumpOptions {
 
 export class RedoPump {
   readonly #options: RedoPumpOptions
-  #flushedLsn: Lsn
   #sentLsn: Lsn
-  #inFlightBytes = 0
-  #inFlight = 0
   #redoBytes = 0
   #chunks = 0
   #endSeenAtMs = performance.now()
   #failure: unknown
-  #wakeRoom: (() => void) | undefined
+  #failed: ((error: unknown) => void)[] = []
+  #ended = false
   #idleSince: number | undefined
   #stopped = false
-  #waiters: { readonly lsn: Lsn; readonly resolve: () => void; readonly reject: (error: unknown) => void }[] =
-    []
   #caughtUp: (() => void)[] = []
 
   constructor(options: RedoPumpOptions) {
     this.#options = options
-    this.#flushedLsn = options.tail.position
     this.#sentLsn = options.tail.position
   }
 
-  /** Everything below is durable at the safekeeper. */
+  /** Everything below is committed by the safekeepers. */
   get flushedLsn(): Lsn {
-    return this.#flushedLsn
+    return this.#options.writer.flushedLsn
   }
 
   get sentLsn(): Lsn {
@@ -123,17 +113,16 @@ export class RedoPump {
           await this.#drained()
           await this.#options.onOvertaken(step)
           this.#sentLsn = this.#options.tail.position
-          this.#flushedLsn = this.#options.tail.position
         }
       }
       await this.#drained()
     } catch (error) {
-      this.#fail(error)
+      this.fail(error)
       throw error
     } finally {
       this.#stopped = true
+      this.#ended = true
       for (const resolve of this.#caughtUp.splice(0)) resolve()
-      this.#settle()
     }
   }
 
@@ -157,68 +146,51 @@ export class RedoPump {
   }
 
   async #send(beginLsn: Lsn, bytes: Uint8Array): Promise<void> {
-    while (this.#inFlight > 0 && this.#inFlightBytes + bytes.length > IN_FLIGHT_BYTES_MAX && !this.#failure)
-      await new Promise<void>(resolve => {
-        this.#wakeRoom = resolve
-      })
     if (this.#failure) throw this.#failure
-    const { safekeeper, timeline, epoch } = this.#options
-    this.#inFlight++
-    this.#inFlightBytes += bytes.length
     this.#redoBytes += bytes.length
     this.#chunks++
     this.#sentLsn = (beginLsn + bytes.length) as Lsn
     const wallTimeUs = (this.#options.now ?? Date.now)() * 1000
-    safekeeper
-      .request({ type: MessageType.WalAppend, timeline, epoch, beginLsn, wallTimeUs }, { bulk: bytes })
-      .then(
-        ({ message }) => {
-          if (message.flushedLsn > this.#flushedLsn) this.#flushedLsn = message.flushedLsn
-        },
-        error => this.#fail(error),
-      )
-      .finally(() => {
-        this.#inFlight--
-        this.#inFlightBytes -= bytes.length
-        this.#wakeRoom?.()
-        this.#wakeRoom = undefined
-        this.#settle()
-      })
+    // Waits for room in the writer's window; it keeps the bytes until they are committed.
+    await this.#orFailure(this.#options.writer.append(beginLsn, bytes, wallTimeUs))
   }
 
-  #fail(error: unknown): void {
+  /** Ends the pump: all that wait for it fail with `error`. */
+  fail(error: unknown): void {
     this.#failure ??= error
-    this.#wakeRoom?.()
-    this.#settle()
-  }
-
-  #settle(): void {
-    this.#waiters = this.#waiters.filter(waiter => {
-      if (this.#flushedLsn >= waiter.lsn) waiter.resolve()
-      else if (this.#failure) waiter.reject(this.#failure)
-      else if (this.#stopped && this.#inFlight === 0)
-        waiter.reject(new Error(`the log ended at LSN ${this.#flushedLsn}, before LSN ${waiter.lsn}`))
-      else return true
-      return false
-    })
+    for (const reject of this.#failed.splice(0)) reject(this.#failure)
+    for (const resolve of this.#caughtUp.splice(0)) resolve()
   }
 
   async #drained(): Promise<void> {
-    while (this.#inFlight > 0 && !this.#failure)
-      await new Promise<void>(resolve => {
-        this.#wakeRoom = resolve
-      })
     if (this.#failure) throw this.#failure
+    await this.#orFailure(this.#options.writer.durable())
   }
 
-  /** Waits until the safekeeper has everything up to `lsn`. */
-  async durable(lsn: Lsn): Promise<void> {
-    if (this.#flushedLsn >= lsn) return
-    if (this.#failure) throw this.#failure
-    await new Promise<void>((resolve, reject) => {
-      this.#waiters.push({ lsn, resolve, reject })
-      this.#settle()
+  async #orFailure<T>(waited: Promise<T>): Promise<T> {
+    let reject: ((error: unknown) => void) | undefined
+    const failed = new Promise<never>((_, no) => {
+      reject = no
+      this.#failed.push(no)
     })
+    try {
+      return await Promise.race([waited, failed])
+    } catch (error) {
+      waited.catch(() => {})
+      throw this.#failure ?? error
+    } finally {
+      this.#failed = this.#failed.filter(other => other !== reject)
+      failed.catch(() => {})
+    }
+  }
+
+  /** Waits until the safekeepers have everything up to `lsn`. */
+  async durable(lsn: Lsn): Promise<void> {
+    if (this.flushedLsn >= lsn) return
+    if (this.#failure) throw this.#failure
+    if (this.#ended && lsn > this.#sentLsn)
+      throw new Error(`the log ended at LSN ${this.#sentLsn}, before LSN ${lsn}`)
+    await this.#orFailure(this.#options.writer.durable(lsn))
   }
 
   /** Waits until the reader has seen the end of the log, at some moment after this call. @returns that LSN, durable */

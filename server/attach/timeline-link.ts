@@ -1,14 +1,16 @@
 /**
  * What the attach agent needs of the servers: connections to the safekeeper and the page server, the timeline found or
- * made, and the epoch that makes this process its only writer.
+ * made, and the writer of its log, which finds the leading safekeeper by itself.
  */
 import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial } from '../../protocol/dial.ts'
-import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
+import { type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
+import { silentLog } from '../shared/log.ts'
+import { WalWriter } from '../shared/log-client.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 
 export interface ServerOptions {
@@ -95,21 +97,22 @@ export async function createTimeline(servers: Servers, wanted: NewTimeline): Pro
   return timeline
 }
 
-export interface OpenedLog {
-  readonly epoch: WriterEpoch
-  readonly beginLsn: Lsn
-  readonly endLsn: Lsn
-}
-
 /** Becomes the timeline's writer; whoever was it before is refused from now on. */
-export async function openWriter(servers: Servers, timeline: TimelineId): Promise<OpenedLog> {
+export function openWriter(
+  options: ServerOptions,
+  timeline: TimelineId,
+  onHeldUp: (reason: string) => void,
+): Promise<WalWriter> {
   const host = hostname()
     .replace(/[^\x21-\x7e]/g, '?')
     .slice(0, 80)
-  const { message } = await servers.safekeeper.request({
-    type: MessageType.WalOpen,
+  return WalWriter.open({
+    safekeepers: options.connect,
     timeline,
-    writer: `attach@${host}:${process.pid}`,
+    name: `attach@${host}:${process.pid}`,
+    log: silentLog,
+    dial: { security: options.security },
+    signal: options.signal,
+    onHeldUp,
   })
-  return message
 }

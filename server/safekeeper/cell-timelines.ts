@@ -66,7 +66,12 @@ export class CellTimelines {
   /** The timeline; throws invalid if it is not there. */
   get(id: TimelineId): TimelineState {
     const timeline = this.state.timelines.get(id)
-    if (timeline === undefined) throw errorOf(this.state.unknown(id))
+    if (timeline === undefined) {
+      // After a start, or a long absence: what was committed before this term may not be applied here yet.
+      if (this.state.last.term !== this.driver.term && !this.state.tombstones.has(id))
+        throw retryError('this safekeeper does not have the state of its cell yet; ask again, or another one')
+      throw errorOf(this.state.unknown(id))
+    }
     return timeline
   }
 

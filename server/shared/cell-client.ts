@@ -5,6 +5,9 @@ import { type ReplyOf, type Request, Role } from '../../protocol/messages.ts'
 import { PalimpsestError, toPalimpsestError } from './errors.ts'
 
 const REDIRECTS_MAX = 8
+/** A node that has not said hello by then is passed over: it may be stopped, or behind a network that swallows. */
+const DIAL_MS = 2000
+const REQUEST_MS = 30_000
 
 /**
  * Dials safekeepers, each time another one of those it knows: the leader that it was told of, then those that were given, one
@@ -39,7 +42,7 @@ export class LeaderDialer {
     const address = hint ?? this.addresses[this.next++ % this.addresses.length]!
     // Asked once; if it does not answer, or leads no more, the others say who does.
     this.hint = undefined
-    return dial([address], Role.SAFEKEEPER, { ...this.options, elsewhere: 'redirect' })
+    return dial([address], Role.SAFEKEEPER, { deadlineMs: DIAL_MS, ...this.options, elsewhere: 'redirect' })
   }
 }
 
@@ -55,7 +58,7 @@ export async function askLeader<R extends Request>(
     let connection: Connection | undefined
     try {
       connection = await dialer.dial()
-      return await connection.request(message, options.request)
+      return await connection.request(message, { deadlineMs: REQUEST_MS, ...options.request })
     } catch (error) {
       failure = toPalimpsestError(error)
       // Unless it is only that this one cannot be reached, or is not the one.

@@ -12,7 +12,7 @@ import { Connection } from '../../protocol/connection.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
 import { silentLog } from '../../server/shared/log.ts'
-import { WalWriter } from '../support/wal-writer.ts'
+import { WalWriter } from '../../server/shared/log-client.ts'
 
 const KILLS = Number(process.env['PALIMPSEST_KILLS'] ?? 10)
 const ID = '5a'.repeat(16) as TimelineId

@@ -9,7 +9,7 @@ import { startSafekeeper } from '../../../server/safekeeper/safekeeper.ts'
 import { PalimpsestError } from '../../../server/shared/errors.ts'
 import { Listener } from '../../../server/shared/listener.ts'
 import { silentLog } from '../../../server/shared/log.ts'
-import { WalWriter } from '../../support/wal-writer.ts'
+import { WalWriter } from '../../../server/shared/log-client.ts'
 
 const ID = '7e'.repeat(16) as TimelineId
 const START = 8192 as Lsn

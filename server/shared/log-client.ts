@@ -1,24 +1,24 @@
 /**
- * The writer's end of a timeline's log: becomes the only writer, appends with a bounded window in flight, and after a
- * lost connection, a restarted safekeeper or a full disk goes on exactly where the log ends. What it was given stays in
- * its window until it is durable, so that nobody else has to remember it.
+ * The writer's end of a timeline's log: becomes the only writer, appends with a bounded window in flight, finds the leader of
+ * the cell by itself, and after a lost connection, the leader's death or a full disk goes on exactly where the log ends.
+ * What it was given stays in its window until it is committed, so that nobody else has to remember it.
+ *
+ * Nothing is lost or written twice: 1. an append that was not answered is sent again, with the same LSN, bytes and epoch;
+ * 2. the log takes only what begins at its end, and answers what lies below it like the first time; 3. before it goes
+ * on, the writer asks the new leader (which answers with what is committed) for the epoch, so one that was fenced
+ * meanwhile stops.
  *
  * It gives up for good (`failed`) when another writer took over, or when the safekeeper's log and ours do not fit.
  */
 import type { Connection } from '../../protocol/connection.ts'
-import { type Address, type DialOptions, dial } from '../../protocol/dial.ts'
+import type { Address, DialOptions } from '../../protocol/dial.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
-import { MessageType, Role } from '../../protocol/messages.ts'
-import {
-  fencedError,
-  internalError,
-  type PalimpsestError,
-  retryError,
-  toPalimpsestError,
-} from '../../server/shared/errors.ts'
-import type { Log } from '../../server/shared/log.ts'
-import { nodeClock } from '../../server/shared/node-seams.ts'
-import type { Clock } from '../../server/shared/seams.ts'
+import { MessageType } from '../../protocol/messages.ts'
+import { LeaderDialer } from './cell-client.ts'
+import { fencedError, internalError, type PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
+import type { Log } from './log.ts'
+import { nodeClock } from './node-seams.ts'
+import type { Clock } from './seams.ts'
 
 export interface WalWriterOptions {
   readonly safekeepers: readonly Address[]
@@ -30,12 +30,24 @@ export interface WalWriterOptions {
   readonly windowBytesMax?: number | undefined
   readonly dial?: DialOptions | undefined
   readonly clock?: Clock | undefined
+  /** How long `open` goes on trying where no leader is found. 15 s unless told. */
+  readonly openMs?: number | undefined
+  /** Without an answer for so long, the leader is taken for lost. 3 s unless told. */
+  readonly silenceMs?: number | undefined
+  /** Gives up `open`. */
+  readonly signal?: AbortSignal | undefined
   /** Called whenever more is durable. */
   readonly onFlushed?: ((flushedLsn: Lsn) => void) | undefined
+  /** Called when appends begin to be held up. */
+  readonly onHeldUp?: ((reason: string) => void) | undefined
 }
 
 const WINDOW_BYTES_MAX_DEFAULT = 16 * 1024 * 1024
 const RETRY_MS_MIN = 20
+const OPEN_MS_DEFAULT = 15_000
+const SILENCE_MS_DEFAULT = 3000
+/** Until a node has heard of a leader, and the leader of its quorum. */
+const ASK_MS = 5000
 const RETRY_MS_MAX = 1000
 
 interface Item {
@@ -52,6 +64,7 @@ export class WalWriter {
   /** The oldest LSN that the safekeeper held when we opened. */
   readonly beginLsn: Lsn
   private readonly options: WalWriterOptions
+  private readonly dialer: LeaderDialer
   private readonly clock: Clock
   private readonly windowBytesMax: number
   private connection: Connection
@@ -67,28 +80,45 @@ export class WalWriter {
   private closed = false
   private waiters: (() => void)[] = []
 
-  /** Makes this the timeline's only writer. */
+  /** Makes this the timeline's only writer. Goes on trying while no leader is found. */
   static async open(options: WalWriterOptions): Promise<WalWriter> {
-    const connection = await dial(options.safekeepers, Role.SAFEKEEPER, options.dial)
-    try {
-      const { message } = await connection.request({
-        type: MessageType.WalOpen,
-        timeline: options.timeline,
-        writer: options.name,
-      })
-      return new WalWriter(options, connection, message)
-    } catch (error) {
-      connection.close()
-      throw error
+    const clock = options.clock ?? nodeClock
+    const dialer = new LeaderDialer(options.safekeepers, options.dial)
+    const until = clock.monotonicMs() + (options.openMs ?? OPEN_MS_DEFAULT)
+    for (let attempt = 1; ; attempt++) {
+      options.signal?.throwIfAborted()
+      let connection: Connection | undefined
+      try {
+        connection = await dialer.dial()
+        const { message } = await connection.request(
+          { type: MessageType.WalOpen, timeline: options.timeline, writer: options.name },
+          { deadlineMs: ASK_MS },
+        )
+        return new WalWriter(options, dialer, connection, message)
+      } catch (thrown) {
+        connection?.close()
+        const error = toPalimpsestError(thrown)
+        const isElsewhere = dialer.learn(error)
+        // An address may be of a page server: another one is the safekeeper's.
+        const isHopeless =
+          error.kind !== 'retry' &&
+          !isElsewhere &&
+          (connection !== undefined || attempt >= options.safekeepers.length)
+        if (isHopeless || clock.monotonicMs() > until) throw error
+        if (!isElsewhere && attempt % options.safekeepers.length === 0)
+          await clock.sleep(Math.min(RETRY_MS_MIN * attempt, RETRY_MS_MAX))
+      }
     }
   }
 
   private constructor(
     options: WalWriterOptions,
+    dialer: LeaderDialer,
     connection: Connection,
     opened: { readonly epoch: WriterEpoch; readonly beginLsn: Lsn; readonly endLsn: Lsn },
   ) {
     this.options = options
+    this.dialer = dialer
     this.clock = options.clock ?? nodeClock
     this.windowBytesMax = options.windowBytesMax ?? WINDOW_BYTES_MAX_DEFAULT
     this.connection = connection
@@ -165,19 +195,23 @@ export class WalWriter {
       const item = this.window[this.sentItems++]!
       const { connection, epoch } = this
       const { beginLsn, endLsn, wallTimeUs, bytes } = item
+      const deadlineMs = this.options.silenceMs ?? SILENCE_MS_DEFAULT
       const answer =
         bytes === undefined
-          ? connection.request({
-              type: MessageType.WalSkip,
-              timeline,
-              epoch,
-              fromLsn: beginLsn,
-              toLsn: endLsn,
-              wallTimeUs,
-            })
+          ? connection.request(
+              {
+                type: MessageType.WalSkip,
+                timeline,
+                epoch,
+                fromLsn: beginLsn,
+                toLsn: endLsn,
+                wallTimeUs,
+              },
+              { deadlineMs },
+            )
           : connection.request(
               { type: MessageType.WalAppend, timeline, epoch, beginLsn, wallTimeUs },
-              { bulk: bytes },
+              { bulk: bytes, deadlineMs },
             )
       answer.then(
         ({ message }) => this.flushed(message.flushedLsn),
@@ -207,6 +241,7 @@ export class WalWriter {
   private trouble(connection: Connection, thrown: unknown): void {
     if (this.closed || this.failure !== undefined || this.resyncing || connection !== this.connection) return
     const error = toPalimpsestError(thrown)
+    this.dialer.learn(error)
     if (error.kind !== 'retry' && error.kind !== 'refresh') {
       this.fail(error)
       return
@@ -216,6 +251,7 @@ export class WalWriter {
       { reason: error.message, flushedLsn: this.flushedLsn_, waitingBytes: this.windowBytes },
       'log writer: appends are held up and will be sent again',
     )
+    this.options.onHeldUp?.(error.message)
     void this.resync()
   }
 
@@ -238,9 +274,12 @@ export class WalWriter {
       if (this.closed) return
       let connection: Connection | undefined
       try {
-        const { timeline, safekeepers } = this.options
-        connection = await dial(safekeepers, Role.SAFEKEEPER, this.options.dial)
-        const { message } = await connection.request({ type: MessageType.WalState, timeline })
+        const { timeline } = this.options
+        connection = await this.dialer.dial()
+        const { message } = await connection.request(
+          { type: MessageType.WalState, timeline },
+          { deadlineMs: ASK_MS },
+        )
         if (message.epoch !== this.epoch)
           throw fencedError(
             `"${message.name}" has a newer writer, ${message.writer} (epoch ${message.epoch}): stop`,
@@ -264,7 +303,10 @@ export class WalWriter {
       } catch (thrown) {
         connection?.close()
         const error = toPalimpsestError(thrown)
-        if (error.kind !== 'retry' && error.kind !== 'refresh') {
+        if (this.dialer.learn(error)) this.retryMs = RETRY_MS_MIN
+        // One that is no safekeeper is passed over, if there are others.
+        const isOfAddress = connection === undefined && this.options.safekeepers.length > 1
+        if (error.kind !== 'retry' && error.kind !== 'refresh' && !isOfAddress) {
           this.fail(error)
           return
         }

@@ -1,0 +1,259 @@
+/** A cell of three in this process: its leader goes, comes back, loses its disk; members come and go; a writer writes on. */
+import t from 'tap'
+import { Connection } from '../../protocol/connection.ts'
+import { formatAddress } from '../../protocol/dial.ts'
+import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import { type CellStatusReply, MessageType } from '../../protocol/messages.ts'
+import { askLeader } from '../../server/shared/cell-client.ts'
+import type { PalimpsestError } from '../../server/shared/errors.ts'
+import { silentLog } from '../../server/shared/log.ts'
+import { WalWriter } from '../../server/shared/log-client.ts'
+import { TestCell } from '../support/cell.ts'
+
+const ID = '5a'.repeat(16) as TimelineId
+const START = 8192 as Lsn
+const like = (fields: object) => fields as Error
+
+function chunk(beginLsn: number, bytes: number): Buffer {
+  const out = Buffer.alloc(bytes)
+  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
+  return out
+}
+
+/** Appends without end. `stop` resolves when all is committed. */
+function busyWriter(writer: WalWriter) {
+  let stopped = false
+  const done = (async () => {
+    for (let i = 0; !stopped; i++) {
+      const at = writer.endLsn
+      await writer.append(at, chunk(at, 1 + ((i * 7919) % 20_000)))
+      if (i % 20 === 0) await writer.durable()
+    }
+    await writer.durable()
+  })()
+  done.catch(() => {})
+  return {
+    stop: () => {
+      stopped = true
+      return done
+    },
+    /** Resolves when more was committed than at present. */
+    progress: () => writer.durable((writer.flushedLsn + 1) as Lsn),
+  }
+}
+
+async function newWriter(t: Tap, cell: TestCell): Promise<WalWriter> {
+  await askLeader(cell.list, { type: MessageType.WalCreate, timeline: ID, startLsn: START, name: 'main' })
+  const writer = await WalWriter.open({
+    safekeepers: [...cell.addresses.values()],
+    timeline: ID,
+    name: 'test',
+    log: silentLog,
+    windowBytesMax: 512 * 1024,
+  })
+  t.teardown(() => writer.close())
+  return writer
+}
+
+interface Tap {
+  teardown(run: () => unknown): void
+}
+
+/** Reads all of the timeline from one node, checks every byte, and gives the end. */
+async function readFrom(cell: TestCell, name: string, id = ID): Promise<number> {
+  const connection = await Connection.connect(cell.addresses.get(name)!)
+  let at: number = START
+  try {
+    for await (const { message, bulk } of connection.stream({
+      type: MessageType.WalRead,
+      timeline: id,
+      fromLsn: START,
+      follow: false,
+    })) {
+      if (message.type !== MessageType.WalData) continue
+      if (message.beginLsn !== at || !chunk(at, bulk.length).equals(bulk))
+        throw new Error(`wrong bytes at LSN ${at} of ${name}`)
+      at += bulk.length
+    }
+  } finally {
+    connection.close()
+  }
+  return at
+}
+
+async function statusOf(cell: TestCell, name: string): Promise<CellStatusReply> {
+  return cell.nodes.get(name)!.safekeeper.node.status()
+}
+
+async function until(what: string, met: () => Promise<boolean> | boolean): Promise<void> {
+  for (let i = 0; i < 3000; i++) {
+    if (await met()) return
+    await new Promise(resolve => setTimeout(resolve, 10))
+  }
+  throw new Error(`not within 30 s: ${what}`)
+}
+
+/** All nodes have applied all that was acknowledged. */
+async function same(cell: TestCell, writer: WalWriter): Promise<void> {
+  for (const name of cell.nodes.keys())
+    await until(`${name} has all of it`, async () => {
+      try {
+        return (await readFrom(cell, name)) >= writer.flushedLsn
+      } catch (error) {
+        // It has just come up.
+        if ((error as PalimpsestError).kind !== 'retry') throw error
+        return false
+      }
+    })
+}
+
+t.test('the leader goes and comes back', { timeout: 120_000 }, async t => {
+  const cell = await TestCell.start(t, { segmentBytes: 4 << 20 })
+  const writer = await newWriter(t, cell)
+  const busy = busyWriter(writer)
+  for (let round = 0; round < 3; round++) {
+    await busy.progress()
+    const { name } = await cell.leader()
+    await cell.stop(name)
+    await busy.progress()
+    t.not((await cell.leader()).name, name)
+    await cell.startNode(name)
+    await busy.progress()
+  }
+  await busy.stop()
+  t.equal(writer.flushedLsn, writer.endLsn)
+  await same(cell, writer)
+  t.ok(writer.flushedLsn > START + 100_000, `${writer.flushedLsn - START} bytes`)
+})
+
+t.test('a majority is away: appends wait, reads go on, nothing is lost', { timeout: 120_000 }, async t => {
+  const cell = await TestCell.start(t)
+  const writer = await newWriter(t, cell)
+  const busy = busyWriter(writer)
+  await busy.progress()
+  const { name: leader } = await cell.leader()
+  const others = [...cell.nodes.keys()].filter(name => name !== leader)
+  for (const name of others) await cell.stop(name)
+  await until('it steps down', async () => (await statusOf(cell, leader)).role !== 'leader')
+  const acked = writer.flushedLsn
+  t.ok((await readFrom(cell, leader)) >= acked, 'committed redo is read from the one that is left')
+  await t.rejects(
+    askLeader([cell.addresses.get(leader)!], { type: MessageType.WalState, timeline: ID }),
+    like({ kind: 'retry' }),
+  )
+  for (const name of others) await cell.startNode(name)
+  await busy.progress()
+  await busy.stop()
+  await same(cell, writer)
+})
+
+t.test('a member with an empty disk gets its place again by itself', { timeout: 120_000 }, async t => {
+  const cell = await TestCell.start(t, { segmentBytes: 4 << 20 })
+  const writer = await newWriter(t, cell)
+  const busy = busyWriter(writer)
+  await busy.progress()
+  for (const which of ['follower', 'leader']) {
+    const leader = (await cell.leader()).name
+    const name = which === 'leader' ? leader : [...cell.nodes.keys()].find(other => other !== leader)!
+    const before = (await statusOf(cell, name)).nodeId
+    await cell.stop(name)
+    cell.wipe(name)
+    await cell.startNode(name)
+    await until(`${name} is a member again`, async () => {
+      const { nodeId, members } = (await cell.leader()).safekeeper.node.status()
+      void nodeId
+      const own = await statusOf(cell, name)
+      return (
+        own.nodeId !== before &&
+        members.length === 3 &&
+        members.some(member => member.nodeId === own.nodeId && member.kind === 'voter')
+      )
+    })
+    await busy.progress()
+  }
+  await busy.stop()
+  await same(cell, writer)
+})
+
+t.test('members are added, replaced and removed while redo is written', { timeout: 120_000 }, async t => {
+  const cell = await TestCell.start(t, { segmentBytes: 4 << 20 })
+  const writer = await newWriter(t, cell)
+  const busy = busyWriter(writer)
+  await busy.progress()
+  const voters = async () => {
+    const { members } = (await cell.leader()).safekeeper.node.status()
+    return members
+      .filter(member => member.kind === 'voter')
+      .map(member => member.nodeId.split('.')[0])
+      .sort()
+      .join('')
+  }
+  const join = cell.list
+  for (const name of ['d', 'e']) {
+    await cell.startNode(name, { join })
+    const address = formatAddress(cell.addresses.get(name)!)
+    await askLeader(cell.list, { type: MessageType.MemberAdd, name, address })
+    await askLeader(cell.list, { type: MessageType.MemberAdd, name, address })
+  }
+  t.equal(await voters(), 'abcde')
+  await cell.startNode('f', { join })
+  await askLeader(cell.list, {
+    type: MessageType.MemberReplace,
+    old: 'd',
+    name: 'f',
+    address: formatAddress(cell.addresses.get('f')!),
+  })
+  await cell.stop('d')
+  t.equal(await voters(), 'abcef')
+  await busy.progress()
+  // The leader itself: it hands over first, and the one after it does the rest.
+  const leader = (await cell.leader()).name
+  const remove = () => askLeader(cell.list, { type: MessageType.MemberRemove, name: leader })
+  await remove().catch(remove).catch(remove)
+  await cell.stop(leader)
+  t.equal(await voters(), 'abcef'.replace(leader, ''))
+  await busy.progress()
+  const { name } = [...cell.nodes.values()].find(node => node.safekeeper.node.leading === undefined)!
+  await askLeader(cell.list, { type: MessageType.TransferLeadership, name })
+  t.equal((await cell.leader()).name, name)
+  await t.rejects(
+    askLeader(cell.list, { type: MessageType.TransferLeadership, name: 'nobody' }),
+    like({ kind: 'invalid' }),
+  )
+  await busy.stop()
+  await same(cell, writer)
+})
+
+t.test('any node takes a request: it passes it on, or says where to go', { timeout: 60_000 }, async t => {
+  const cell = await TestCell.start(t)
+  const leader = await cell.leader()
+  const other = [...cell.nodes.keys()].find(name => name !== leader.name)!
+  const address = cell.addresses.get(other)!
+  const forwards = await Connection.connect(address)
+  t.teardown(() => forwards.close())
+  await forwards.request({ type: MessageType.WalCreate, timeline: ID, startLsn: START, name: 'main' })
+  const { message: opened } = await forwards.request({ type: MessageType.WalOpen, timeline: ID, writer: 'w' })
+  let at: number = START
+  const appends = Array.from({ length: 100 }, () => {
+    const beginLsn = at as Lsn
+    at += 1000
+    return forwards.request(
+      { type: MessageType.WalAppend, timeline: ID, epoch: opened.epoch, beginLsn, wallTimeUs: 1 },
+      { bulk: chunk(beginLsn, 1000) },
+    )
+  })
+  await Promise.all(appends)
+  const { message: list } = await forwards.request({ type: MessageType.WalList })
+  t.match(list.timelines, [{ timeline: ID, committedLsn: at }])
+  await t.rejects(
+    forwards.request({ type: MessageType.WalOpen, timeline: 'ee'.repeat(16) as TimelineId, writer: 'w' }),
+    like({ kind: 'invalid', message: /no timeline/ }),
+  )
+  await until('the other has it', async () => (await readFrom(cell, other)) === at)
+  const redirected = await Connection.connect({ ...address, elsewhere: 'redirect' })
+  t.teardown(() => redirected.close())
+  await t.rejects(
+    redirected.request({ type: MessageType.WalState, timeline: ID }),
+    like({ kind: 'refresh', askAt: formatAddress(cell.addresses.get(leader.name)!) }),
+  )
+})
