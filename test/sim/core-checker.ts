@@ -3,7 +3,7 @@
  *
  * - election safety: one leader a term; one vote a node and term, over restarts;
  * - log matching: an entry (index, term) has one payload and one entry before it, wherever it is written;
- * - leader completeness: who becomes leader has every entry that was ever committed;
+ * - leader completeness: who becomes leader has every entry that was committed in an older term;
  * - state machine safety: what is committed at an index is the same everywhere, payload included; no node's commit falls;
  * - durability: when a leader commits, a quorum of its membership has the entry on its disks at that moment;
  * - reads: a read is answered with an index that no write acknowledged before the read was asked exceeds;
@@ -27,6 +27,8 @@ function demand(holds: boolean, what: () => string): asserts holds {
 export class CoreChecker {
   /** By index: what was committed there. Index 0 is no entry. */
   readonly committed: (SimEntry | undefined)[] = [undefined]
+  /** By index: the term of the first node that told of it. */
+  private readonly committedIn: number[] = [0]
   committedLast = 0
   leaders = 0
   readsAnswered = 0
@@ -76,6 +78,8 @@ export class CoreChecker {
     this.leaderOf.set(term, node.id)
     this.leaders++
     for (let index = node.base.index + 1; index <= this.committedLast; index++) {
+      // One whose votes were under way for long may lead in an older term than others have by now.
+      if (this.committedIn[index]! >= term) break
       const entry = this.committed[index]
       demand(entry === undefined || node.entryAt(index as LogIndex)?.value === entry.value, () => {
         return `${node.id} leads in term ${term} without committed entry ${index} (${entry!.value})`
@@ -112,6 +116,7 @@ export class CoreChecker {
         return `${node.id} commits ${entry.value} (term ${entry.term}) as entry ${at}, another has committed ${known!.value} (term ${known!.term})`
       })
       this.committed[at] = entry
+      this.committedIn[at] ??= node.core!.term
     }
     this.committedLast = Math.max(this.committedLast, index)
     const core = node.core!

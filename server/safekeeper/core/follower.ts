@@ -78,7 +78,6 @@ export function onAppend(state: CoreState, from: NodeId, append: Append): void {
     })
     return
   }
-  const flushedBefore = state.flushed
   const end = takeEntries(state, append)
   if (end > state.verified) state.verified = end
   const commit = Math.min(append.commit, state.verified) as LogIndex
@@ -87,7 +86,7 @@ export function onAppend(state: CoreState, from: NodeId, append: Append): void {
   // Entries are acknowledged when they are flushed. What is there to say at once: that the leader was heard, that entries are of no
   // use, or that all of them were here already.
   const isNews = append.runs.length > 0
-  if (isNews ? !state.writable || end <= flushedBefore : append.round > 0)
+  if (isNews ? !state.writable || end <= state.flushed : append.round > 0)
     acknowledge(state, from, append.round)
   else if (append.round > state.roundHeard) state.roundHeard = append.round
 }

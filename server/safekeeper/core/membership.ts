@@ -73,9 +73,8 @@ export function settleMembership(state: CoreState, lead: Leading): void {
 }
 
 /** Members that are out of a committed membership get to know that, if they are not far behind, and nothing more. */
-export function removeLeaving(state: CoreState, lead: Leading): void {
+function removeLeaving(state: CoreState, lead: Leading): void {
   const membership = membershipOf(state)
-  if (membership.outgoing !== undefined || membershipIndex(state) > state.commit) return
   const staying = new Set(allMembers(membership)).add(state.self)
   if (lead.progress.size === staying.size) return
   pump(state, lead)
