@@ -60,8 +60,11 @@ export class PageImport {
     return new PageImport(options, message.session)
   }
 
-  /** Copies one tablespace. False if it has vanished meanwhile: then the redo says so too. */
-  async copy(space: SpaceFile): Promise<boolean> {
+  /**
+   * Copies one tablespace. False if it has vanished meanwhile: then the redo says so too.
+   * @param whole all of its pages, whatever the import was told to leave out
+   */
+  async copy(space: SpaceFile, whole = false): Promise<boolean> {
     const reader = await SpaceReader.open(space)
     if (!reader) return false
     const { signal, afterLsn, live, rescue } = this.#options
@@ -71,7 +74,7 @@ export class PageImport {
       let batchBytes = 0
       for await (const { images, bytesRead } of reader.pages({
         live,
-        ...(afterLsn === undefined ? {} : { afterLsn }),
+        ...(afterLsn === undefined || whole ? {} : { afterLsn }),
         ...(signal === undefined ? {} : { signal }),
         ...(rescue === undefined ? {} : { rescue: page => rescue(space, page) }),
         onSkip: () => {

@@ -2,7 +2,7 @@
 import type { Connection } from '../../protocol/connection.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import { MessageType, type TimelineStatus } from '../../protocol/messages.ts'
-import { invalidError } from '../shared/errors.ts'
+import { invalidError, retryError } from '../shared/errors.ts'
 
 export interface Moment {
   readonly lsn?: Lsn | undefined
@@ -49,11 +49,14 @@ export async function resolveMoment(
       lsn,
     )
   const gap = gaps.find(g => lsn > g.fromLsn && lsn < g.toLsn)
+  if (gap?.toLsn === LSN_MAX)
+    throw retryError(
+      `timeline ${summary.name} can be read up to LSN ${gap.fromLsn}; from there on pages are still being imported that the redo does not tell (the server's log overtook the reader, or IMPORT TABLESPACE). Try again when the agent says that it has imported them, or choose an earlier LSN`,
+      lsn,
+    )
   if (gap)
     throw invalidError(
-      gap.toLsn === LSN_MAX
-        ? `timeline ${summary.name} can be read up to LSN ${gap.fromLsn}, where the server's log overtook the reader; what follows is still being imported`
-        : `LSN ${lsn} lies in a gap of timeline ${summary.name}: the server's log had overtaken the reader between LSN ${gap.fromLsn} and LSN ${gap.toLsn}; choose one of these`,
+      `LSN ${lsn} lies in a gap of timeline ${summary.name}: the server's log had overtaken the reader between LSN ${gap.fromLsn} and LSN ${gap.toLsn}, or content came that is not in it (IMPORT TABLESPACE); choose one of these`,
       lsn,
     )
   if (lsn > summary.ingestedLsn)

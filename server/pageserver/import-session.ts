@@ -183,6 +183,9 @@ export class ImportSession {
           for (const [i, gap] of gaps.entries())
             if (gap.readableFrom === LSN_MAX && gap.from <= startLsn)
               gaps[i] = { from: gap.from, readableFrom: readableFromLsn }
+          // One that was opened for this import and turned out to be none: see `begin`.
+          for (let i = gaps.length - 1; i > 0; i--)
+            if (gaps[i]!.from === startLsn && readableFromLsn === startLsn) gaps.splice(i, 1)
         }
         return { ...current, gaps, layers: [...current.layers, ...this.#layers] }
       })
@@ -212,7 +215,12 @@ export class ImportSessions {
   readonly #sessions = new Map<number, ImportSession>()
   #nextId = 1
 
-  begin(timeline: Timeline, startLsn: Lsn, kind: ImportKind): ImportSession {
+  /**
+   * A partial import brings what the redo does not tell: after a gap in it, or the content of single tablespaces (IMPORT
+   * TABLESPACE). In the latter case, too, nothing after its LSN can be read before it has ended; that is made durable here,
+   * so that it holds whatever becomes of the importer.
+   */
+  async begin(timeline: Timeline, startLsn: Lsn, kind: ImportKind): Promise<ImportSession> {
     const { startLsn: first } = timeline.manifest.current
     if (startLsn < first)
       throw invalidError(`an import as of LSN ${startLsn} for a timeline whose redo begins at LSN ${first}`)
@@ -222,6 +230,12 @@ export class ImportSessions {
     const id = (this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)
     const session = new ImportSession(id, timeline, startLsn, kind)
     this.#sessions.set(id, session)
+    if (kind === 'partial')
+      await timeline.manifest.update(current =>
+        current.gaps.length === 0 || current.gaps.some(gap => gap.readableFrom === LSN_MAX)
+          ? current
+          : { ...current, gaps: [...current.gaps, { from: startLsn, readableFrom: LSN_MAX }] },
+      )
     return session
   }
 

@@ -96,9 +96,9 @@ export class PageService implements Service {
         const found = await timeAtLsn(timelines.get(message.timeline), message.lsn)
         ctx.reply({ type: MessageType.LsnTime, lsn: found.lsn, timeUs: found.timeUs })
       },
-      [MessageType.ImportBegin]: ({ message }, ctx) => {
+      [MessageType.ImportBegin]: async ({ message }, ctx) => {
         const timeline = timelines.get(message.timeline)
-        const session = this.imports.begin(timeline, message.startLsn, message.kind)
+        const session = await this.imports.begin(timeline, message.startLsn, message.kind)
         ctx.reply({ type: MessageType.ImportBegun, session: session.id })
       },
       [MessageType.ImportSpace]: async ({ message }, ctx) => {

@@ -1,6 +1,8 @@
 /** Imports of pages that change while they are copied, and redo that was lost and is mended by another import. */
 import t from 'tap'
 import type { PalimpsestError } from '../../protocol/errors.ts'
+import type { Lsn } from '../../protocol/ids.ts'
+import { MessageType } from '../../protocol/messages.ts'
 import type { NaiveReplay } from '../support/naive-replay.ts'
 import {
   chunksOf,
@@ -77,3 +79,56 @@ t.test('a fuzzy import, lost redo, and the import that mends it', async t => {
   await rig.start()
   await check('after a restart')
 })
+
+t.test(
+  'content that the redo does not tell: nothing after it can be read until its import has ended',
+  async t => {
+    const log = goldenLog('16k')
+    const rig = new Rig()
+    t.teardown(() => rig.destroy())
+    await rig.start()
+    await rig.create(log.begin, log.pageSize)
+    await rig.import(goldenReplay('16k'), log.begin)
+    const before = goldenReplay('16k')
+    before.advanceTo(log.begin + (log.end - log.begin) * 0.2)
+    for (const chunk of chunksOf({ ...log, end: before.lsn }, () => 500_000)) rig.wal.append(TIMELINE, chunk)
+    await rig.waitFor(before.lsn)
+    const startLsn = before.lsn as Lsn
+    const begin = async (): Promise<number> =>
+      (
+        await rig.connection.request({
+          type: MessageType.ImportBegin,
+          timeline: TIMELINE,
+          startLsn,
+          kind: 'partial',
+        })
+      ).message.session
+    const abandoned = await begin()
+    t.ok(abandoned)
+    const after = goldenReplay('16k')
+    after.advanceTo(log.begin + (log.end - log.begin) * 0.3)
+    for (const chunk of chunksOf({ ...tail(log, startLsn), end: after.lsn }, () => 500_000))
+      rig.wal.append(TIMELINE, chunk)
+    await rig.waitFor(after.lsn)
+    const refused = async (when: string) => {
+      const error = (await rig.pages(0, [[0, 0]]).catch(e => e)) as PalimpsestError
+      t.match(error, { kind: 'retry' }, `the newest is refused ${when}`)
+      const { differences } = await rig.compare(before)
+      t.same(differences, [], `before it all can be read ${when}`)
+    }
+    await refused('now')
+    await rig.stop()
+    await rig.start()
+    await refused('after a restart')
+    const session = await begin()
+    const spaces = Uint32Array.from([...before.spaces.keys()])
+    await rig.connection.request({
+      type: MessageType.ImportEnd,
+      session,
+      readableFromLsn: after.lsn as Lsn,
+      spaces,
+    })
+    t.same((await rig.compare(after)).differences, [], 'and all of it once that has ended')
+    t.same((await rig.show()).gaps, [{ fromLsn: startLsn, toLsn: after.lsn }], 'the timeline remembers')
+  },
+)
