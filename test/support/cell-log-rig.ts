@@ -132,7 +132,7 @@ export async function createLog(
   options: Partial<CellLogOptions> = {},
   disk = new MemoryDisk(),
 ): Promise<Rig> {
-  await CellLog.create({ disk, dir: LOG_DIR }, { index: 0, term: 0 } as EntryId)
+  await CellLog.create({ disk, dir: LOG_DIR, segmentBytes: SEGMENT_BYTES }, { index: 0, term: 0 } as EntryId)
   return openLog(disk, options)
 }
 

@@ -148,10 +148,13 @@ export class CellLog {
   }
 
   /** Makes an empty log that begins after `base`. Throws kind invalid if there is one. */
-  static async create(options: Pick<CellLogOptions, 'disk' | 'dir'>, base: EntryId): Promise<void> {
+  static async create(
+    options: Pick<CellLogOptions, 'disk' | 'dir' | 'segmentBytes'>,
+    base: EntryId,
+  ): Promise<void> {
     if (await LogFiles.exists(options.disk, options.dir))
       throw invalidError(`${options.dir} has a log already`)
-    await LogFiles.create(options.disk, options.dir, base)
+    await LogFiles.create(options.disk, options.dir, base, options.segmentBytes ?? CELL_SEGMENT_BYTES_DEFAULT)
   }
 
   static exists(disk: Disk, dir: string): Promise<boolean> {
@@ -367,13 +370,22 @@ export class CellLog {
 
   /**
    * Gives up what nobody needs: files at the log's beginning that lie below `keepFrom` and hold no redo that is needed go at once,
-   * packs of which enough is not needed are made anew in the background. Returns the new base.
+   * packs of which enough is not needed are made anew in the background. Of packs that go beyond `dropThrough` nothing is given up.
+   * Returns the new base.
    */
-  trim(options: { readonly keepFrom: LogIndex; readonly neededFrom: NeededFrom }): Promise<EntryId> {
+  trim(options: {
+    readonly keepFrom: LogIndex
+    readonly neededFrom: NeededFrom
+    readonly dropThrough?: number | undefined
+  }): Promise<EntryId> {
     const run = async () => {
       const packing = this.#packing
       if (packing === undefined) return this.#base
-      const free = await packing.examine(options.keepFrom, options.neededFrom)
+      const free = await packing.examine(
+        options.keepFrom,
+        options.neededFrom,
+        options.dropThrough ?? Number.POSITIVE_INFINITY,
+      )
       if (free !== undefined && !free.retired) {
         const base: EntryId = { index: free.lastIndex, term: this.#terms.termAt(free.lastIndex)! }
         // Readers are refused from here on; a reset in the meantime has its own base, which lies above.
@@ -429,7 +441,7 @@ export class CellLog {
       rawSegments: raws.length,
       packs: packs.length,
       diskBytes:
-        raws.reduce((bytes, raw) => bytes + raw.segmentBytes, segmentBytes) +
+        raws.reduce((bytes, raw) => bytes + raw.segmentBytes, this.#files.spares * segmentBytes) +
         packs.reduce((bytes, pack) => bytes + pack.packBytes, 0),
       packedRawBytes: packs.reduce((bytes, pack) => bytes + pack.rawBytes, 0),
       packedBytes: packs.reduce((bytes, pack) => bytes + pack.packBytes, 0),

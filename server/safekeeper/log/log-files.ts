@@ -12,8 +12,11 @@ import type { PackCache, PackFile } from './pack-file.ts'
 import { RawSegment } from './raw-segment.ts'
 import { type Damage, type EntryVisitor, type FoundLog, scanLog, setAside } from './recovery.ts'
 import { Reserve } from './reserve.ts'
-import { createSegment, packName, prepareSpare, SPARE_NAME } from './segment-file.ts'
+import { createSegment, makeSpare, packName, spareName, spareSerialOf } from './segment-file.ts'
 import { type LogState, loadState, saveState } from './state-file.ts'
+
+/** Packed segments that are kept for being written again: as many as are sealed while one is packed, mostly. */
+const SPARES_MAX = 3
 
 export interface Tail {
   readonly file: DiskFile
@@ -42,6 +45,9 @@ export class LogFiles {
   packs: PackFile[]
   /** Ascending; the last is appended to. */
   raws: RawSegment[]
+  /** Paths; the newest is used first. */
+  readonly #spares: string[] = []
+  #spareSerial = 0
   #turn: Promise<unknown> = Promise.resolve()
 
   private constructor(options: OpenFilesOptions, state: LogState, found: FoundLog) {
@@ -64,9 +70,11 @@ export class LogFiles {
   }
 
   /** Makes the state of a log without entries. */
-  static async create(disk: Disk, dir: string, base: EntryId): Promise<void> {
+  static async create(disk: Disk, dir: string, base: EntryId, segmentBytes: number): Promise<void> {
     await disk.makeDir(dir)
     await disk.syncDir(join(dir, '..'))
+    // The first segment with its blocks, so that a young log is as fast as an old one.
+    if ((await disk.list(dir)).length === 0) await makeSpare(disk, dir, 0, segmentBytes, true)
     await saveState(disk, dir, {
       base,
       generation: 1,
@@ -103,6 +111,7 @@ export class LogFiles {
       await disk.syncDir(dir)
     }
     const files = new LogFiles(options, state, found)
+    await files.#findSpares()
     const tail = await files.#openTail(found.terms.lastTerm, found.terms.lastIndex, found.chainCrc)
     // What a killed process had written may still be in the kernel's cache only; from here on it counts as durable.
     await tail.file.datasync()
@@ -119,7 +128,9 @@ export class LogFiles {
     const { disk, dir, segmentBytes, state } = this
     const { generation } = state
     const header = { firstIndex, prevTerm, segmentBytes, chainCrc, generation }
-    const { file, path, headerCrc } = await createSegment(disk, dir, header)
+    if (this.#spares.length === 0) await this.#makeSpare(false)
+    const { file, path, headerCrc } = await createSegment(disk, dir, this.#spares.at(-1)!, header)
+    this.#spares.pop()
     const segment = new RawSegment(disk, path, { ...header, headerCrc })
     this.raws.push(segment)
     return { file, segment, chainCrc: headerCrc }
@@ -151,9 +162,32 @@ export class LogFiles {
     })
   }
 
-  /** Makes the file that the next `roll` will use, ahead of need; `fill`: see prepareSpare. */
-  prepare(fill: boolean): Promise<void> {
-    return this.exclusive(() => prepareSpare(this.disk, this.dir, this.segmentBytes, fill))
+  /** Makes the file that the next `roll` will use, ahead of need, unless there is one. */
+  prepare(): Promise<void> {
+    return this.exclusive(async () => {
+      if (this.#spares.length === 0) await this.#makeSpare(true)
+    })
+  }
+
+  async #makeSpare(fill: boolean): Promise<void> {
+    this.#spares.push(await makeSpare(this.disk, this.dir, ++this.#spareSerial, this.segmentBytes, fill))
+  }
+
+  async #findSpares(): Promise<void> {
+    for (const name of await this.disk.list(this.dir)) {
+      const serial = spareSerialOf(name)
+      if (serial === undefined) continue
+      this.#spareSerial = Math.max(this.#spareSerial, serial)
+      const path = join(this.dir, name)
+      const file = await this.disk.open(path, 'read')
+      const size = await file.size().finally(() => file.close())
+      if (size === this.segmentBytes && this.#spares.length < SPARES_MAX) this.#spares.push(path)
+      else await this.disk.remove(path)
+    }
+  }
+
+  get spares(): number {
+    return this.#spares.length
   }
 
   /** Cuts the log after `index`, which is on disk as what is behind it, all synced. Returns the new tail. */
@@ -229,12 +263,15 @@ export class LogFiles {
     })
   }
 
-  /** Makes a segment of which nothing is needed the spare, or removes it. The caller syncs the folder. */
+  /** Makes a segment of which nothing is needed a spare, or removes it. The caller syncs the folder. */
   async #recycle(segment: RawSegment): Promise<void> {
-    const spare = join(this.dir, SPARE_NAME)
-    if (segment.segmentBytes !== this.segmentBytes || (await this.disk.exists(spare)))
+    if (segment.segmentBytes !== this.segmentBytes || this.#spares.length >= SPARES_MAX) {
       await this.disk.remove(segment.path)
-    else await this.disk.rename(segment.path, spare)
+      return
+    }
+    const spare = join(this.dir, spareName(++this.#spareSerial))
+    await this.disk.rename(segment.path, spare)
+    this.#spares.push(spare)
   }
 
   /**

@@ -294,9 +294,9 @@ export class LogWriter {
   #prepareNext(): void {
     if (this.#preparedFor === this.#tail.segment) return
     this.#preparedFor = this.#tail.segment
-    const isSlow = this.#clock.monotonicMs() - this.#segmentSinceMs > SLOW_HALF_SEGMENT_MS
+    if (this.#clock.monotonicMs() - this.#segmentSinceMs < SLOW_HALF_SEGMENT_MS) return
     this.#files
-      .prepare(isSlow)
+      .prepare()
       .catch(error => this.#files.log.warn({ err: error }, 'cannot prepare the next log segment'))
   }
 

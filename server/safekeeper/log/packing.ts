@@ -43,6 +43,8 @@ export class Packing {
   #running: Promise<void> | undefined
   #closed = false
   #neededFrom: NeededFrom | undefined
+  /** Packs that go further are kept as they are, whoever needs them. */
+  #dropThrough = Number.POSITIVE_INFINITY
   /** Packs that the last trims found worth making anew. */
   #stale = new Set<PackFile>()
   /** Where the next trim goes on looking. */
@@ -152,9 +154,14 @@ export class Packing {
    * How far the log's beginning may go: the last entry of the files at the beginning of which nothing is needed. Notes packs that
    * are worth making anew.
    */
-  async examine(keepFrom: number, neededFrom: NeededFrom): Promise<PackFile | RawSegment | undefined> {
+  async examine(
+    keepFrom: number,
+    neededFrom: NeededFrom,
+    dropThrough: number,
+  ): Promise<PackFile | RawSegment | undefined> {
     const { files, index } = this.#options
     this.#neededFrom = neededFrom
+    this.#dropThrough = dropThrough
     let free: PackFile | RawSegment | undefined
     let looked = 0
     const packs = [...files.packs]
@@ -163,7 +170,7 @@ export class Packing {
       const { needed, dropped } = await this.#wanted(pack, neededFrom)
       looked++
       if (needed > 0) {
-        if (dropped) this.#stale.add(pack)
+        if (dropped && pack.lastIndex <= dropThrough) this.#stale.add(pack)
         break
       }
       free = pack
@@ -172,7 +179,7 @@ export class Packing {
     for (let i = 0; i < Math.min(left.length, EXAMINED_MAX); i++) {
       this.#examined = (this.#examined + 1) % left.length
       const pack = left[this.#examined]!
-      if (this.#refused.has(pack) || pack.retired) continue
+      if (this.#refused.has(pack) || pack.retired || pack.lastIndex > dropThrough) continue
       if ((await this.#wanted(pack, neededFrom)).dropped) this.#stale.add(pack)
     }
     if (looked < packs.length || (packs.length > 0 && free !== packs.at(-1))) return free
@@ -211,7 +218,7 @@ export class Packing {
     const neededFrom = this.#neededFrom
     if (sources === undefined || neededFrom === undefined) return false
     const dropTo = new Map<TimelineId, Lsn>()
-    for (const pack of sources)
+    for (const pack of sources.some(({ lastIndex }) => lastIndex > this.#dropThrough) ? [] : sources)
       for (const { id } of (await pack.summary()).timelines)
         dropTo.set(id, neededFrom(id) ?? (Number.MAX_SAFE_INTEGER as Lsn))
     await this.#job(sources, {

@@ -15,7 +15,7 @@
  *     48 16 bytes 0
  *
  * A segment under its final name says: all of the log before its first index is durable. It is prepared under the name
- * `spare.seg`, synced, and renamed. A packed segment becomes the next spare. A sync of space that was written before
+ * `spare-<number>.seg`, synced, and renamed. A packed segment becomes a spare. A sync of space that was written before
  * costs half of one that must also record new blocks; so where the log grows slowly a new spare is filled with zeros in
  * the background, and where it grows fast it is left sparse, because there the second writing would cost more.
  */
@@ -29,7 +29,6 @@ import { readU64, writeU64 } from './entry.ts'
 export const SEGMENT_HEADER_BYTES = 64
 export const SEGMENT_DATA_OFFSET = 4096
 export const CELL_SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
-export const SPARE_NAME = 'spare.seg'
 const MAGIC = Buffer.from('PLCELSEG', 'latin1')
 const VERSION = 2
 const ZERO_SLICE_BYTES = 1024 * 1024
@@ -121,33 +120,39 @@ export async function writeZeros(disk: Disk, path: string, bytes: number, fill: 
   await file.close()
 }
 
-/** Makes `spare.seg` of the right length, sparse or filled with zeros, synced. Nothing if there is one. */
-export async function prepareSpare(
+export function spareName(serial: number): string {
+  return `spare-${serial}.seg`
+}
+
+/** The serial number in a spare's name; undefined for other files. */
+export function spareSerialOf(name: string): number | undefined {
+  const match = /^spare-([0-9]{1,15})\.seg$/.exec(name)
+  return match === null ? undefined : Number(match[1])
+}
+
+/** Makes a spare, sparse or filled with zeros, synced. */
+export async function makeSpare(
   disk: Disk,
   dir: string,
+  serial: number,
   segmentBytes: number,
   fill: boolean,
-): Promise<void> {
-  const path = join(dir, SPARE_NAME)
-  if (await disk.exists(path)) {
-    const file = await disk.open(path, 'read')
-    const size = await file.size().finally(() => file.close())
-    if (size === segmentBytes) return
-  }
+): Promise<string> {
   const temporary = join(dir, 'spare.tmp')
+  const path = join(dir, spareName(serial))
   await writeZeros(disk, temporary, segmentBytes, fill)
   await disk.rename(temporary, path)
   await disk.syncDir(dir)
+  return path
 }
 
-/** Makes a segment from the spare. All of the log before it must be durable already. */
+/** Makes a segment from a spare. All of the log before it must be durable already. */
 export async function createSegment(
   disk: Disk,
   dir: string,
+  spare: string,
   header: Omit<SegmentHeader, 'headerCrc'>,
 ): Promise<{ file: DiskFile; path: string; headerCrc: number }> {
-  await prepareSpare(disk, dir, header.segmentBytes, false)
-  const spare = join(dir, SPARE_NAME)
   const path = join(dir, segmentName(header.firstIndex))
   const file = await disk.open(spare, 'write')
   try {
