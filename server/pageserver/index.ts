@@ -34,7 +34,7 @@ const WORKER_START_MS = 60_000
 const IMPORT_IDLE_MS = 30 * 60_000
 
 export interface PageServerOptions {
-  /** For files under construction, copies of layers, and this server's identity. The store is elsewhere. */
+  /** For files under construction and copies of layers. The store is elsewhere. */
   readonly dataDir: string
   /** Closed together with the page server. */
   readonly store: ObjectStore
@@ -75,7 +75,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
   const scratchDir = join(dataDir, 'scratch')
   await rm(scratchDir, { recursive: true, force: true })
   await mkdir(scratchDir, { recursive: true })
-  const consumer = await loadNodeId(dataDir)
+  const consumer = await loadNodeId(dataDir, store)
   const log = options.log.child({ node: consumer })
 
   const layers = openLayers(store, join(dataDir, 'layer-cache'), options.cacheBytes ?? CACHE_BYTES, log)
