@@ -1,9 +1,9 @@
 /** What all timelines of one page server share. */
 
-import type { Address } from '../../protocol/dial.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
+import type { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
 import type { ArenaPool } from './arena.ts'
 import type { LayerStore } from './layer-store.ts'
@@ -26,7 +26,7 @@ export interface PageServerEnvironment {
   readonly foreground: PageServerPool
   /** Writes layers: long tasks, at low priority. */
   readonly background: PageServerPool
-  readonly safekeepers: readonly Address[]
+  readonly safekeepers: SafekeeperWatch
   /** Towards safekeepers. */
   readonly security?: ConnectionSecurity | undefined
   /** Under which name the safekeeper knows this page server. */

@@ -10,6 +10,7 @@ import type { Log } from '../shared/log.ts'
 import { MeteredObjectStore } from '../shared/metered-object-store.ts'
 import { type MetricsSource, NO_METRICS } from '../shared/metrics.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
+import { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
 import { WorkerPool, WorkerPoolMetrics } from '../shared/worker-pool.ts'
 import { ArenaMemory, ArenaPool } from './arena.ts'
 import { delay, type PageServerEnvironment, type PageServerPool } from './environment.ts'
@@ -119,7 +120,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     reader: new PageReader(cache, foreground),
     foreground,
     background,
-    safekeepers: options.safekeepers,
+    safekeepers: new SafekeeperWatch(options.safekeepers, options.security),
     security: options.security,
     consumer,
     log,

@@ -6,13 +6,14 @@
  * connection of its own, so that nobody else waits meanwhile; trimming goes over it too, in the other direction.
  */
 import type { Connection } from '../../protocol/connection.ts'
-import { type Address, dial } from '../../protocol/dial.ts'
+import { dial } from '../../protocol/dial.ts'
 import { BULK_WAIT } from '../../protocol/frame.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType, Role, type WalRead, type WalTrim } from '../../protocol/messages.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
+import type { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
 import type { RedoIngest } from './ingest.ts'
 
 const RETRY_MS_MIN = 50
@@ -32,7 +33,8 @@ export interface FollowedTimeline {
 }
 
 export interface WalFollowerOptions {
-  readonly safekeepers: readonly Address[]
+  /** Says which safekeeper to read from, and when to leave it. */
+  readonly safekeepers: SafekeeperWatch
   readonly security?: ConnectionSecurity | undefined
   /** How the safekeeper knows us: what we have made durable is kept under this name. */
   readonly consumer: string
@@ -44,6 +46,8 @@ export class WalFollower {
   readonly #options: WalFollowerOptions
   readonly #stop = new AbortController()
   #connection: Connection | undefined
+  /** The last one that failed us. */
+  #avoid: string | undefined
   #trimmedLsn = -1
   #trimming = false
   readonly #done: Promise<void>
@@ -120,12 +124,15 @@ export class WalFollower {
 
   async #follow(): Promise<void> {
     const { ingest } = this.#timeline
-    const connection = await dial(this.#options.safekeepers, Role.SAFEKEEPER, {
+    const connection = await dial(this.#options.safekeepers.order(this.#avoid), Role.SAFEKEEPER, {
       security: this.#options.security,
       signal: this.#stop.signal,
       deadlineMs: 10_000,
     })
     this.#connection = connection
+    this.#avoid = connection.address
+    const unfollow = this.#options.safekeepers.follow(connection.address, () => connection.close())
+    connection.closed.addEventListener('abort', unfollow)
     this.#trimmedLsn = -1
     let waiting = false
     const waitForRoom = (): void => {

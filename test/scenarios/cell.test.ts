@@ -8,6 +8,7 @@ import { askLeader } from '../../server/shared/cell-client.ts'
 import type { PalimpsestError } from '../../server/shared/errors.ts'
 import { silentLog } from '../../server/shared/log.ts'
 import { WalWriter } from '../../server/shared/log-client.ts'
+import { SafekeeperWatch } from '../../server/shared/safekeeper-watch.ts'
 import { TestCell } from '../support/cell.ts'
 
 const ID = '5a'.repeat(16) as TimelineId
@@ -255,5 +256,36 @@ t.test('any node takes a request: it passes it on, or says where to go', { timeo
   await t.rejects(
     redirected.request({ type: MessageType.WalState, timeline: ID }),
     like({ kind: 'refresh', askAt: formatAddress(cell.addresses.get(leader.name)!) }),
+  )
+})
+
+t.test('a reader leaves a safekeeper that is cut off', { timeout: 60_000 }, async t => {
+  const cell = await TestCell.start(t)
+  const writer = await newWriter(t, cell)
+  const watch = new SafekeeperWatch(cell.list)
+  t.teardown(() => watch.close())
+  const leader = (await cell.leader()).name
+  const [near, far] = [...cell.nodes.keys()].filter(name => name !== leader)
+  let left = 0
+  const address = formatAddress(cell.addresses.get(near!)!)
+  const unfollow = watch.follow(address, () => left++)
+  // It runs on, but hears nobody and nobody hears it.
+  cell.nodes.get(near!)!.safekeeper.node.peers.close()
+  await writer.append(START, chunk(START, 1000))
+  await writer.durable()
+  await until('it is known to stand still', () => left > 0)
+  const order = watch.order().map(formatAddress)
+  t.equal(order.at(-1), address)
+  t.ok(order.includes(formatAddress(cell.addresses.get(far!)!)))
+  unfollow()
+  // A stream that follows there ends by itself, with the advice to go elsewhere.
+  const connection = await Connection.connect(cell.addresses.get(near!)!)
+  t.teardown(() => connection.close())
+  await t.rejects(
+    (async () => {
+      const request = { type: MessageType.WalRead, timeline: ID, fromLsn: START, follow: true } as const
+      for await (const _ of connection.stream(request));
+    })(),
+    like({ kind: 'retry' }),
   )
 })
