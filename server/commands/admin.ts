@@ -9,14 +9,22 @@ import { packageVersion } from './version.ts'
 
 export interface AdminCommandOptions {
   adminListen?: Address
+  insecureAdminListen?: boolean
 }
 
 export function addAdminOption(command: Command): Command {
-  return command.option(
-    '--admin-listen <HOST:PORT>',
-    'serve /metrics (Prometheus), /healthz and /readyz over HTTP; loopback addresses only, unless --insecure-listen',
-    addressArgument,
-  )
+  return command
+    .option(
+      '--admin-listen <HOST:PORT>',
+      'serve /metrics (Prometheus), /healthz and /readyz over HTTP; loopback addresses only, unless --insecure-admin-listen',
+      addressArgument,
+    )
+    .option(
+      '--insecure-admin-listen',
+      'allow --admin-listen on an address that other machines can reach: whoever reaches it can read the metrics, which ' +
+        'tell names and sizes, but no data',
+      false,
+    )
 }
 
 /** What a part is given to be watched by; the same whether or not anybody watches. */
@@ -28,7 +36,7 @@ export interface Watch extends MetricsSource {
 /** Opens the admin port if one is asked for; before the parts start, so that /readyz says what is still missing. */
 export async function openWatch(
   role: string,
-  options: AdminCommandOptions & { id?: string | undefined; insecureListen?: boolean },
+  options: AdminCommandOptions & { id?: string | undefined },
   log: Log,
 ): Promise<Watch> {
   const readiness = new Readiness()
@@ -43,7 +51,7 @@ export async function openWatch(
     )
   const admin = await AdminServer.listen({
     ...options.adminListen,
-    insecureListen: options.insecureListen,
+    insecureListen: options.insecureAdminListen,
     metrics,
     readiness,
     log,

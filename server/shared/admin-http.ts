@@ -72,7 +72,7 @@ export class AdminServer {
     if (!isLoopback(options.host) && options.insecureListen !== true)
       throw invalidError(
         `refusing to serve metrics on ${options.host}: the admin port is neither encrypted nor authenticated. ` +
-          'Use --admin-listen 127.0.0.1:PORT, or, for a server on a network that you trust, add --insecure-listen.',
+          'Use --admin-listen 127.0.0.1:PORT, or, on a network that you trust, add --insecure-admin-listen.',
       )
     const admin = new AdminServer(options)
     await admin.#listen()

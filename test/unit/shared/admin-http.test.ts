@@ -85,7 +85,7 @@ t.test('hostile input', async t => {
 t.test('only on loopback unless told otherwise', async t => {
   await t.rejects(
     AdminServer.listen({ host: '0.0.0.0', port: 0, metrics, readiness, log: silentLog }),
-    /refusing to serve metrics on 0\.0\.0\.0.*--insecure-listen/,
+    /refusing to serve metrics on 0\.0\.0\.0.*--insecure-admin-listen/,
   )
   const [host, port] = admin.address.split(':')
   await t.rejects(
