@@ -2,13 +2,18 @@
 import { type Command, InvalidArgumentError } from 'commander'
 import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { checkNodeName, checkZone } from '../../protocol/messages.ts'
+import { BACKUP_INTERVAL_MS_DEFAULT } from '../safekeeper/backup.ts'
 import { NODE_NAME_DEFAULT, startSafekeeper } from '../safekeeper/safekeeper.ts'
 import { meteredDisk } from '../shared/metered-disk.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
 import { addressArgument, addressesArgument, UsageError } from './common.ts'
 import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
+import { addS3Options, openStoreAt, type S3CommandOptions } from './store-options.ts'
 
-interface SafekeeperCommandOptions extends ServeOptions {
+interface SafekeeperCommandOptions extends ServeOptions, S3CommandOptions {
+  backup?: string
+  backupInterval: number
   peers?: Map<string, Address>
   join?: Address[]
   advertise?: Address
@@ -16,9 +21,9 @@ interface SafekeeperCommandOptions extends ServeOptions {
 }
 
 export function registerSafekeeper(program: Command): void {
+  const command = program.command('safekeeper')
   addServeOptions(
-    program
-      .command('safekeeper')
+    command
       .description(
         'run a safekeeper: it makes redo durable, on a quorum of its cell, and hands it to page servers',
       )
@@ -47,7 +52,21 @@ export function registerSafekeeper(program: Command): void {
         'after',
         '\nPrints "ready HOST:PORT" once it listens and has read its disk; it may still wait for its peers. SIGTERM or Ctrl-C stops it cleanly.',
       ),
-  ).action((options: SafekeeperCommandOptions) => {
+  )
+  addS3Options(
+    command
+      .option(
+        '--backup <DIR|s3://BUCKET/PREFIX>',
+        'object store in which the cell keeps its log as well; the same for all safekeepers. "none" ends a backup',
+      )
+      .option(
+        '--backup-interval <SECONDS>',
+        'committed redo waits at most so long for its backup',
+        secondsArgument,
+        BACKUP_INTERVAL_MS_DEFAULT / 1000,
+      ),
+  )
+  command.action((options: SafekeeperCommandOptions) => {
     const { peers, join, advertise } = options
     const id = options.id ?? NODE_NAME_DEFAULT
     if (peers !== undefined && join !== undefined)
@@ -62,6 +81,7 @@ export function registerSafekeeper(program: Command): void {
       )
     return serve('safekeeper', { ...options, id }, async (listener, log, parts, watch) => {
       const metrics = watch.part('safekeeper', { node: id })
+      const backup = options.backup === undefined ? undefined : await openBackup(options.backup, options)
       const safekeeper = await startSafekeeper({
         dataDir: options.data,
         id,
@@ -74,11 +94,23 @@ export function registerSafekeeper(program: Command): void {
         dial: { security: outgoingSecurity(options) },
         disk: meteredDisk(nodeDisk, metrics),
         metrics,
+        backup: backup && { store: backup.store, intervalMs: options.backupInterval * 1000 },
       })
       watch.readiness.add('cell', () => safekeeper.node.unready)
       parts.push(safekeeper)
     })
   })
+}
+
+async function openBackup(where: string, options: S3CommandOptions): Promise<{ store: ObjectStore | null }> {
+  return { store: where === 'none' ? null : await openStoreAt(where, options) }
+}
+
+function secondsArgument(text: string): number {
+  const seconds = Number(text)
+  if (!(seconds >= 0.1 && seconds <= 86_400))
+    throw new InvalidArgumentError(`"${text}" is not 0.1 to 86400 seconds.`)
+  return seconds
 }
 
 function nodeNameArgument(text: string): string {

@@ -5,22 +5,31 @@ import type { ObjectStore } from '../shared/object-store.ts'
 import { openObjectStore } from '../shared/object-store-open.ts'
 import { S3_CHECKSUMS, type S3Checksums } from '../shared/s3-requests.ts'
 
-export interface StoreOptions {
-  data: string
-  store?: string
+export interface S3CommandOptions {
   s3Endpoint?: string
   s3Region?: string
   s3PathStyle: boolean
   s3Checksums?: S3Checksums
 }
 
+export interface StoreOptions extends S3CommandOptions {
+  data: string
+  store?: string
+}
+
 /** Credentials are not among them: they come from where the SDK looks (docs/operations.md). */
 export function addStoreOptions(command: Command): Command {
-  return command
-    .option(
+  return addS3Options(
+    command.option(
       '--store <DIR|s3://BUCKET/PREFIX>',
       'object store, where layers are kept (default: the directory DATA/store)',
-    )
+    ),
+  )
+}
+
+/** The same for any store. */
+export function addS3Options(command: Command): Command {
+  return command
     .option('--s3-endpoint <URL>', "an S3 service that is not Amazon's, such as http://127.0.0.1:7480")
     .option('--s3-region <REGION>', 'region of the bucket (default: what the environment says)')
     .option('--s3-path-style', 'put the bucket into the path, not into the host name', false)
@@ -35,7 +44,12 @@ export function addStoreOptions(command: Command): Command {
 }
 
 export function openStore(options: StoreOptions): Promise<ObjectStore> {
-  return openObjectStore(options.store ?? join(options.data, 'store'), {
+  return openStoreAt(options.store ?? join(options.data, 'store'), options)
+}
+
+/** `where` is a directory or `s3://bucket/prefix`. */
+export function openStoreAt(where: string, options: S3CommandOptions): Promise<ObjectStore> {
+  return openObjectStore(where, {
     endpoint: options.s3Endpoint,
     region: options.s3Region,
     pathStyle: options.s3PathStyle,

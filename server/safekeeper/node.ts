@@ -20,15 +20,18 @@ import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { IncomingRequest, RequestContext } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
 import type { MetricsPart } from '../shared/metrics.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
+import { Backup } from './backup.ts'
+import { BACKUP_NOTE, backupNote } from './backup-note.ts'
 import { findCell, type Seed } from './bootstrap.ts'
-import { CellState, decodeMembership } from './cell-state.ts'
+import { CellState, decodeCommand, decodeMembership } from './cell-state.ts'
 import { CellTimelines } from './cell-timelines.ts'
 import { createCore } from './core/consensus.ts'
 import type { CoreTiming, EntryId, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
 import { Driver } from './driver.ts'
 import { Forwarder } from './forward.ts'
-import { CellLog } from './log/cell-log.ts'
+import { CellLog, type LogEntry } from './log/cell-log.ts'
 import { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
 import { NodeMetrics } from './node-metrics.ts'
@@ -41,6 +44,8 @@ const PEER_DEADLINE_MS = 5000
 /** A request that finds no leader waits for one so long. */
 const LEADER_WAIT_MS = 3000
 const HOUSEKEEPING_MS = 500
+/** Rounds of housekeeping. */
+const TRIM_EVERY = 4
 
 export interface CellNodeOptions {
   readonly dir: string
@@ -64,6 +69,8 @@ export interface CellNodeOptions {
   readonly dial: DialOptions
   readonly timing: Partial<CoreTiming> | undefined
   readonly metrics: MetricsPart | undefined
+  /** Where the cell's log is kept as well; store null: nowhere any more; undefined: as it was, by others. */
+  readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs: number } | undefined
   readonly onFatal: (error: Error) => void
 }
 
@@ -77,6 +84,7 @@ interface Member {
   readonly timelines: CellTimelines
   readonly members: Members
   readonly snapshots: Snapshots
+  readonly backup: Backup | undefined
 }
 
 export class CellNode {
@@ -300,6 +308,7 @@ export class CellNode {
       events: {
         onApplied: (entry, result) => {
           snapshots.applied(entry.payload.length)
+          backup?.applied(entry.index, entry.payload.length, isOfBackup(entry))
           timelines.applied(entry, result)
           if (entry.kind === 'command') this.aim()
         },
@@ -331,11 +340,29 @@ export class CellNode {
       },
       newest,
     )
-    this.member = { cellId, seed, log, driver, peers, timelines, members, snapshots }
+    const backup: Backup | undefined =
+      options.backup &&
+      new Backup({
+        ...options.backup,
+        cellId,
+        driver,
+        log,
+        snapshots,
+        clock,
+        logger,
+        randomHex: options.randomHex,
+      })
+    this.member = { cellId, seed, log, driver, peers, timelines, members, snapshots, backup }
     logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
     this.aim()
     void driver.run()
     void timelines.run()
+    if (backup !== undefined) void backup.run()
+    else if (backupNote(state) !== undefined)
+      logger.warn(
+        { note: backupNote(state) },
+        'this cell has a backup, which this node does not go on with; nothing behind its end is trimmed (--backup, or --backup none)',
+      )
     void this.housekeeping(this.member)
   }
 
@@ -377,7 +404,7 @@ export class CellNode {
     const { clock, log: logger } = this.options
     const { driver, log, snapshots, members } = member
     let trimmedBase = log.base.index
-    while (this.closed === undefined) {
+    for (let round = 1; this.closed === undefined; round++) {
       await clock.sleep(HOUSEKEEPING_MS)
       try {
         members.onSeen(this.self)
@@ -386,7 +413,9 @@ export class CellNode {
           await log.settleApplied()
           await snapshots.take(driver.state)
         }
-        await snapshots.trim(driver.state, driver.commitIndex)
+        // A full disk wants room at once; else it is not worth looking through all timelines so often.
+        if (!driver.writable || round % TRIM_EVERY === 0)
+          await snapshots.trim(driver.state, driver.commitIndex)
         if (log.base.index > trimmedBase) {
           trimmedBase = log.base.index
           driver.trimmed(log.base)
@@ -563,8 +592,8 @@ export class CellNode {
       commitIndex: driver.commitIndex,
       appliedIndex: driver.state.last.index,
       diskBytes: stats.diskBytes,
-      rawBytes: 0,
-      storedBytes: 0,
+      rawBytes: stats.packedRawBytes,
+      storedBytes: stats.packedBytes,
       timelines: driver.state.timelines.size,
       writable: driver.writable,
       lastError: log.lastError,
@@ -580,6 +609,7 @@ export class CellNode {
     if (member !== undefined) {
       // Others shall not wait for an election time-out.
       await this.stepDown(member).catch(() => {})
+      member.backup?.close()
       member.timelines.close(reason)
       member.driver.stop(reason)
       member.peers.close()
@@ -623,4 +653,10 @@ function describeMembers(
       silentMs: nodeId === self.nodeId ? 0 : driver.silentMs(nodeId),
     }
   })
+}
+
+function isOfBackup(entry: LogEntry): boolean {
+  if (entry.kind !== 'command') return false
+  const command = decodeCommand(entry.payload)
+  return command.do === 'note' && command.key === BACKUP_NOTE
 }

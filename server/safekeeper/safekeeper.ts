@@ -7,7 +7,9 @@ import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
 import type { MetricsPart } from '../shared/metrics.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
+import { BACKUP_INTERVAL_MS_DEFAULT } from './backup.ts'
 import { cellService } from './cell-service.ts'
 import type { CoreTiming } from './core/types.ts'
 import { logService } from './log-service.ts'
@@ -37,6 +39,10 @@ export interface SafekeeperOptions {
   readonly segmentBytes?: number | undefined
   readonly timing?: Partial<CoreTiming> | undefined
   readonly metrics?: MetricsPart | undefined
+  /** Where the cell's log is backed up; `store` null ends that. */
+  readonly backup?:
+    | { readonly store: ObjectStore | null; readonly intervalMs?: number | undefined }
+    | undefined
   /** A sync or write failed: nothing this process says about the disk can be trusted. Ends the process. */
   readonly onFatal?: ((error: Error) => void) | undefined
 }
@@ -74,6 +80,10 @@ export async function startSafekeeper(options: SafekeeperOptions): Promise<Safek
       dial: options.dial ?? {},
       timing: options.timing,
       metrics: options.metrics,
+      backup: options.backup && {
+        store: options.backup.store,
+        intervalMs: options.backup.intervalMs ?? BACKUP_INTERVAL_MS_DEFAULT,
+      },
       onFatal:
         options.onFatal ??
         (error => {

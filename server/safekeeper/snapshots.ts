@@ -8,6 +8,7 @@
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { internalError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
+import { backedUpTo } from './backup-note.ts'
 import type { CellState } from './cell-state.ts'
 import type { EntryId, LogIndex } from './core/types.ts'
 import type { CellLog } from './log/cell-log.ts'
@@ -19,17 +20,14 @@ const EVERY_BYTES = 64 * 1024 * 1024
 const EVERY_ENTRIES = 65_536
 const EVERY_TIMES_ITS_LENGTH = 32
 
-interface Trimmable {
-  trim?(options: { keepFrom: LogIndex; neededFrom(id: TimelineId): Lsn | undefined }): Promise<void>
-  indexOf?(id: TimelineId, lsn: Lsn): LogIndex | undefined
-}
-
 export class Snapshots {
   private readonly files: NodeFiles
   private readonly log: CellLog
   private readonly logger: Log
   /** Ascending. */
   private kept: EntryId[]
+  /** Where the redo lies that a timeline needs from an LSN on; looked up again only when that moves. */
+  private readonly firstNeeded = new Map<TimelineId, { readonly lsn: Lsn; readonly index: number }>()
   private bytesSince = 0
   private lastBytes = 0
   private turn: Promise<unknown> = Promise.resolve()
@@ -95,6 +93,7 @@ export class Snapshots {
       await this.files.saveSnapshot(last.index, bytes)
       const old = this.kept.filter(snapshot => snapshot.index !== last.index)
       this.kept = [last]
+      this.firstNeeded.clear()
       this.bytesSince = 0
       for (const { index } of old) await this.files.removeSnapshot(index)
     })
@@ -114,16 +113,15 @@ export class Snapshots {
     return this.exclusive(async () => {
       // After a start the consensus must have found its commit point again first.
       if (committed < state.last.index) return this.log.base
-      const lowest = this.lowestNeeded(state)
+      const lowest = await this.lowestNeeded(state)
       let keep = 0
       while (keep + 1 < this.kept.length && this.kept[keep + 1]!.index < lowest) keep++
       const first = this.kept[keep]
       const keepFrom =
         first !== undefined && first.index < lowest ? ((first.index + 1) as LogIndex) : this.log.beginIndex
-      const log = this.log as CellLog & Trimmable
-      if (log.trim === undefined) return this.log.base
-      await log.trim({
+      await this.log.trim({
         keepFrom,
+        dropThrough: backedUpTo(state),
         neededFrom: id => {
           const timeline = state.timelines.get(id)
           return timeline === undefined ? undefined : state.neededFrom(timeline)
@@ -136,15 +134,25 @@ export class Snapshots {
     })
   }
 
-  /** Index of the first entry whose redo somebody needs; beyond the end if nobody needs any. */
-  private lowestNeeded(state: CellState): number {
-    let lowest: number = state.last.index + 1
-    for (const timeline of state.timelines.values()) {
+  /** Index of the first entry whose redo somebody needs, the backup among them; beyond the end if nobody needs any. */
+  private async lowestNeeded(state: CellState): Promise<number> {
+    let lowest: number = Math.min(state.last.index, backedUpTo(state)) + 1
+    for (const timeline of [...state.timelines.values()]) {
       const from = state.neededFrom(timeline)
-      if (from >= timeline.endLsn) continue
-      const index = (this.log as CellLog & Trimmable).indexOf?.(timeline.id, from)
-      if (index !== undefined && index < lowest) lowest = index
+      if (from >= timeline.endLsn) {
+        this.firstNeeded.delete(timeline.id)
+        continue
+      }
+      let known = this.firstNeeded.get(timeline.id)
+      if (known?.lsn !== from) {
+        const index = await this.log.firstIndexFrom(timeline.id, from)
+        // Not held here: nothing to be kept for it.
+        known = { lsn: from, index: index ?? Number.POSITIVE_INFINITY }
+        if (index !== undefined) this.firstNeeded.set(timeline.id, known)
+      }
+      if (known.index < lowest) lowest = known.index
     }
+    for (const id of this.firstNeeded.keys()) if (!state.timelines.has(id)) this.firstNeeded.delete(id)
     return lowest
   }
 

@@ -7,6 +7,7 @@ import type { Address } from '../../protocol/dial.ts'
 import { type Safekeeper, startSafekeeper } from '../../server/safekeeper/safekeeper.ts'
 import { Listener } from '../../server/shared/listener.ts'
 import { createLog, type Log } from '../../server/shared/log.ts'
+import type { ObjectStore } from '../../server/shared/object-store.ts'
 
 export interface TestNode {
   readonly name: string
@@ -17,6 +18,7 @@ export interface TestNode {
 export interface TestCellOptions {
   readonly nodes?: number
   readonly segmentBytes?: number
+  readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs?: number }
   /** Of a node, by its name. */
   readonly zone?: (name: string) => string
 }
@@ -75,6 +77,7 @@ export class TestCell {
       listener,
       log,
       segmentBytes: this.options.segmentBytes,
+      backup: this.options.backup,
     })
     const node = { name, listener, safekeeper }
     this.nodes.set(name, node)

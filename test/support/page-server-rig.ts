@@ -35,6 +35,8 @@ import { NaiveReplay } from './naive-replay.ts'
 import { loadGoldenLog, type PageSizeName } from './redo-fixtures.ts'
 import { WalSource } from './wal-source.ts'
 
+export { seeded } from './seeded.ts'
+
 export const TIMELINE = '0123456789abcdef0123456789abcdef' as TimelineId
 
 const INNODB_PAGE_SIZES = { '4k': 4096, '16k': 16384, '64k': 65536 } as const
@@ -67,17 +69,6 @@ export function goldenReplay(size: PageSizeName): NaiveReplay {
     replay.addFile(name.replace(/^\.\//, ''), content)
   replay.useRedo(loadGoldenLog(size))
   return replay
-}
-
-/** A small generator of repeatable numbers in [0, 1). */
-export function seeded(seed: number): () => number {
-  let state = seed | 0
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
-  }
 }
 
 /** Cuts redo at mini-transactions into chunks of about the sizes that `size` gives. */

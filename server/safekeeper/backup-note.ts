@@ -1,0 +1,23 @@
+/** What a cell has agreed on about its backup: a note in its state. docs/backup.md, "How it is made". */
+import type { CellState } from './cell-state.ts'
+
+/** The note in the cell's state that says how far the backup goes. */
+export const BACKUP_NOTE = 'backup'
+export interface BackupNote {
+  /** Where, for people. */
+  readonly store: string
+  /** The log may give up what lies at or below. */
+  readonly done: number
+  /** An upload under way. */
+  readonly intent: { readonly key: string; readonly first: number; readonly last: number } | null
+}
+
+/** What the cell has agreed on; undefined where there is no backup. */
+export function backupNote(state: CellState): BackupNote | undefined {
+  return state.notes.get(BACKUP_NOTE) as BackupNote | undefined
+}
+
+/** The last entry that the backup holds for sure; Infinity where there is no backup, and nothing to wait for. */
+export function backedUpTo(state: CellState): number {
+  return backupNote(state)?.done ?? Number.POSITIVE_INFINITY
+}

@@ -1,0 +1,212 @@
+/**
+ * A cell's backup, read: verified, or made into the data folder of a first safekeeper. docs/backup.md, "How it comes back".
+ */
+import { join } from 'node:path'
+import { crc32c } from '../../protocol/crc32c.ts'
+import { corruptError, invalidError } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
+import type { Clock, Disk } from '../shared/seams.ts'
+import { type BackupManifest, BackupManifestObject, type BackupPack, backupEnd } from './backup-manifest.ts'
+import { BACKUP_NOTE } from './backup-note.ts'
+import { CellState, decodeCommand } from './cell-state.ts'
+import type { LogIndex, NodeId, Term } from './core/types.ts'
+import { CellLog } from './log/cell-log.ts'
+import { EMPTY_CRC, type LogEntry, NO_PAYLOAD } from './log/entry.ts'
+import { packEntries, packSourceOf } from './log/pack-reader.ts'
+import { NodeFiles } from './node-files.ts'
+
+const APPEND_ENTRIES = 1024
+const QUEUED_BYTES_MAX = 32 * 1024 * 1024
+const WAIT_MS = 5
+
+export interface BackupSummary {
+  readonly manifest: BackupManifest
+  readonly entries: number
+  readonly bytes: number
+  readonly rawBytes: number
+}
+
+/** Told after each pack. */
+export type BackupProgress = (done: number, all: number) => void
+
+/** The manifest of a cell's backup. Throws kind invalid if there is none. */
+export async function loadBackup(store: ObjectStore, cellId: string): Promise<BackupManifest> {
+  const manifest = await new BackupManifestObject(store, cellId).load()
+  if (manifest !== undefined) return manifest
+  throw invalidError(
+    `${store.description} has no backup of cell ${cellId}; "palimpsest backup list" shows what there is`,
+  )
+}
+
+/** The state at which the backup begins. */
+async function loadBase(store: ObjectStore, { base }: BackupManifest): Promise<CellState> {
+  if (base.key === null)
+    return new CellState({ voters: [], learners: [] }, { index: base.index, term: base.term })
+  const bytes = await store.get(base.key)
+  if (bytes === undefined) throw corruptError(`${base.key} in ${store.description} is missing`)
+  const state = CellState.decode(bytes)
+  if (state.last.index !== base.index || state.last.term !== base.term)
+    throw corruptError(`${base.key} in ${store.description} is the state of another entry`)
+  return state
+}
+
+async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGenerator<LogEntry> {
+  const bytes = await store.get(pack.key)
+  const where = `${pack.key} in ${store.description}`
+  if (bytes === undefined) throw corruptError(`${where} is missing`)
+  if (bytes.length !== pack.bytes || crc32c(bytes, 0, bytes.length) !== pack.crc)
+    throw corruptError(`${where} does not have the bytes that the manifest tells`)
+  let next: number = pack.first
+  for await (const entry of packEntries(packSourceOf(where, bytes))) {
+    if (entry.index !== next) throw corruptError(`${where}: entry ${entry.index} where ${next} is next`)
+    next++
+    yield entry
+  }
+  if (next !== pack.last + 1) throw corruptError(`${where} ends at entry ${next - 1} instead of ${pack.last}`)
+}
+
+/** Reads everything and checks every CRC. Throws kind corrupt, naming the object, for whatever is not right. */
+export async function verifyBackup(
+  store: ObjectStore,
+  cellId: string,
+  progress: BackupProgress = () => {},
+): Promise<BackupSummary> {
+  const manifest = await loadBackup(store, cellId)
+  await loadBase(store, manifest)
+  let entries = 0
+  for (const [i, pack] of manifest.packs.entries()) {
+    for await (const entry of entriesOf(store, pack)) {
+      entries++
+      // Commands are checked as applying them would.
+      if (entry.kind === 'command') decodeCommand(entry.payload)
+    }
+    progress(i + 1, manifest.packs.length)
+  }
+  return {
+    manifest,
+    entries,
+    bytes: manifest.packs.reduce((sum, pack) => sum + pack.bytes, 0),
+    rawBytes: manifest.packs.reduce((sum, pack) => sum + pack.rawBytes, 0),
+  }
+}
+
+export interface RestoreOptions {
+  readonly store: ObjectStore
+  /** Of the backup. */
+  readonly cellId: string
+  /** Of the restored cell: another one. */
+  readonly newCellId: string
+  readonly disk: Disk
+  readonly clock: Clock
+  readonly log: Log
+  /** Made; must not hold a node. */
+  readonly dir: string
+  readonly nodeId: NodeId
+  readonly address: string
+  readonly zone: string
+  readonly segmentBytes?: number | undefined
+  readonly progress?: BackupProgress | undefined
+}
+
+/**
+ * Makes a data folder from which a safekeeper starts as the only member of a cell that has all that the backup has. node.json, without
+ * which nothing starts, is written last.
+ */
+export async function restoreBackup(options: RestoreOptions): Promise<BackupManifest> {
+  const { store, disk, dir, nodeId, address, zone, progress = () => {} } = options
+  const files = new NodeFiles(disk, dir)
+  const logDir = join(dir, 'log')
+  await disk.makeDir(dir)
+  if ((await files.loadNode()) !== undefined)
+    throw invalidError(`${dir} is the folder of a safekeeper already; give an empty one`)
+  const manifest = await loadBackup(store, options.cellId)
+  const base = await loadBase(store, manifest)
+  // What a restore that was cut short has left.
+  await disk.remove(logDir)
+  for (const index of await files.listSnapshots()) await files.removeSnapshot(index)
+
+  const self = { nodeId, address, zone }
+  base.membership = { voters: [nodeId], learners: [] }
+  base.nodes.clear()
+  base.nodes.set(nodeId, { address, zone })
+  base.notes.delete(BACKUP_NOTE)
+  await disk.makeDir(logDir)
+  await CellLog.create({ disk, dir: logDir }, base.last)
+  if (base.last.index > 0) await files.saveSnapshot(base.last.index, base.encode())
+  await writeLog(options, manifest, logDir, progress)
+  const end = backupEnd(manifest)
+  await files.createVote()
+  await files.saveVote({ term: end.term, votedFor: undefined })
+  await files.saveNode({ version: 1, nodeId, cellId: options.newCellId, seed: [self], recovering: false })
+  await files.close()
+  return manifest
+}
+
+async function writeLog(
+  options: RestoreOptions,
+  manifest: BackupManifest,
+  logDir: string,
+  progress: BackupProgress,
+): Promise<void> {
+  const { store, disk, clock, log: logger, segmentBytes } = options
+  const { promise: failed, reject } = Promise.withResolvers<never>()
+  failed.catch(() => {})
+  const { log } = await CellLog.open({
+    disk,
+    clock,
+    dir: logDir,
+    log: logger,
+    ...(segmentBytes !== undefined && { segmentBytes }),
+    appliedTo: manifest.base.index,
+    onFatal: reject,
+  })
+  const room = async (bytesMax: number): Promise<void> => {
+    while (log.queuedBytes > bytesMax) await Promise.race([clock.sleep(WAIT_MS), failed])
+  }
+  try {
+    for (const [i, pack] of manifest.packs.entries()) {
+      let batch: LogEntry[] = []
+      for await (const entry of entriesOf(store, pack)) {
+        if (entry.index <= manifest.base.index) continue
+        batch.push(neutral(entry))
+        if (batch.length < APPEND_ENTRIES) continue
+        log.append(batch)
+        batch = []
+        await room(QUEUED_BYTES_MAX)
+      }
+      if (batch.length > 0) log.append(batch)
+      await room(QUEUED_BYTES_MAX)
+      progress(i + 1, manifest.packs.length)
+    }
+    const end = backupEnd(manifest).index
+    while (log.flushed.index < end) await Promise.race([clock.sleep(WAIT_MS), failed])
+  } finally {
+    await log.close()
+  }
+}
+
+/** What concerns the old cell's members and its own backup says nothing to the new one. */
+function neutral(entry: LogEntry): LogEntry {
+  if (entry.kind === 'membership') return noop(entry.index, entry.term)
+  if (entry.kind !== 'command') return entry
+  const command = decodeCommand(entry.payload)
+  const isOld = command.do === 'node' || (command.do === 'note' && command.key === BACKUP_NOTE)
+  return isOld ? noop(entry.index, entry.term) : entry
+}
+
+function noop(index: LogIndex, term: Term): LogEntry {
+  return {
+    index,
+    term,
+    kind: 'noop',
+    timeline: undefined,
+    epoch: 0 as LogEntry['epoch'],
+    beginLsn: 0 as LogEntry['beginLsn'],
+    endLsn: 0 as LogEntry['endLsn'],
+    wallTimeUs: 0,
+    payload: NO_PAYLOAD,
+    payloadCrc: EMPTY_CRC,
+    dropped: false,
+  }
+}

@@ -1,0 +1,297 @@
+/**
+ * Keeps the cell's log in an object store as well. Runs on every node and works on the leader: packs of committed entries, one
+ * after the other, each recorded in the cell before it is uploaded and read back before it counts. docs/backup.md tells the
+ * order and why every way in which it may be cut short is harmless.
+ */
+import { crc32c } from '../../protocol/crc32c.ts'
+import { internalError, PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
+import type { Clock } from '../shared/seams.ts'
+import {
+  type BackupManifest,
+  BackupManifestObject,
+  backupEnd,
+  backupKeys,
+  newManifest,
+} from './backup-manifest.ts'
+import { BACKUP_NOTE, type BackupNote, backupNote } from './backup-note.ts'
+import type { EntryId, LogIndex, Term } from './core/types.ts'
+import { commandDraft, type Driver } from './driver.ts'
+import type { CellLog } from './log/cell-log.ts'
+import { PackBuilder } from './log/pack-builder.ts'
+import type { Snapshots } from './snapshots.ts'
+
+export const BACKUP_INTERVAL_MS_DEFAULT = 10_000
+/** Redo in one pack, before compression. */
+const PACK_BYTES = 16 * 1024 * 1024
+const PACK_ENTRIES = 65_536
+const READ_BYTES = 1024 * 1024
+const LOOK_MS = 500
+const RETRY_MS_MAX = 30_000
+
+export interface BackupOptions {
+  readonly cellId: string
+  readonly driver: Driver
+  readonly log: CellLog
+  readonly snapshots: Snapshots
+  readonly clock: Clock
+  readonly logger: Log
+  /** null: the cell is to have no backup (any more). */
+  readonly store: ObjectStore | null
+  readonly intervalMs: number
+  /** Hexadecimal digits of so many random bytes. */
+  readonly randomHex: (bytes: number) => string
+}
+
+export class Backup {
+  readonly #options: BackupOptions
+  #manifests: BackupManifestObject | undefined
+  #manifest: BackupManifest | undefined
+  #manifestTerm: Term | undefined
+  #waitingSinceMs: number | undefined
+  #closed = false
+  /** The last entry applied that was not the backup's own. */
+  #newsAt: number
+  /** Redo that is committed and not backed up, as far as this node has seen it come. */
+  bytesBehind = 0
+  /** Why the last attempt failed; empty if all is well. */
+  problem = ''
+
+  constructor(options: BackupOptions) {
+    this.#options = options
+    // Whatever is there may not be backed up.
+    this.#newsAt = options.driver.state.last.index
+  }
+
+  /** Works until `close`. */
+  async run(): Promise<void> {
+    const { clock, logger, driver } = this.#options
+    let retryMs = LOOK_MS
+    while (!this.#closed) {
+      await clock.sleep(retryMs)
+      if (this.#closed) return
+      retryMs = LOOK_MS
+      if (!driver.isServing) {
+        this.#waitingSinceMs = undefined
+        continue
+      }
+      try {
+        await this.#work()
+        this.problem = ''
+      } catch (error) {
+        const known = toPalimpsestError(error)
+        // Whatever it was, what the store holds is looked at anew.
+        this.#manifest = undefined
+        if (this.#closed || !driver.isServing) continue
+        this.problem = known.message
+        logger.warn({ err: known }, 'the backup of the log failed; it is tried again')
+        retryMs = Math.min(retryMs * 4, RETRY_MS_MAX)
+      }
+    }
+  }
+
+  close(): void {
+    this.#closed = true
+  }
+
+  async #work(): Promise<void> {
+    const { driver, store } = this.#options
+    if (store === null) {
+      if (backupNote(driver.state) !== undefined) await this.#note(null)
+      return
+    }
+    if (this.#manifest === undefined || this.#manifestTerm !== driver.term) {
+      this.#manifest = await this.#begin(store)
+      this.#manifestTerm = driver.term
+    }
+    while (!this.#closed && driver.isServing && this.#isDue()) await this.#upload(store)
+    await this.#moveBase(store)
+  }
+
+  /** The manifest as it stands, after what an earlier leader left undone was put in order. */
+  async #begin(store: ObjectStore): Promise<BackupManifest> {
+    const { cellId, driver, log, logger } = this.#options
+    this.#manifests = new BackupManifestObject(store, cellId)
+    let manifest = await this.#manifests.load()
+    const intent = backupNote(driver.state)?.intent
+    if (intent && manifest?.packs.some(({ key }) => key === intent.key) !== true) {
+      await store.delete(intent.key)
+      logger.info({ key: intent.key }, 'removed what an earlier leader had begun to back up')
+    }
+    if (manifest !== undefined && backupEnd(manifest).index < log.base.index) {
+      logger.warn(
+        { end: backupEnd(manifest).index, begin: log.beginIndex },
+        'the log begins after the end of its backup, which is begun anew',
+      )
+      await this.#replaceBase(store, manifest)
+      manifest = this.#manifest
+    }
+    if (manifest === undefined) {
+      const base =
+        log.base.index === 0
+          ? { index: 0 as LogIndex, term: 0 as Term, key: null }
+          : await this.#putState(store)
+      manifest = newManifest(cellId, base)
+      await this.#commit(manifest)
+    }
+    this.#manifest = manifest
+    const done = backupEnd(manifest).index
+    const noted = backupNote(driver.state)
+    if (noted?.done !== done || noted.store !== store.description || noted.intent !== null)
+      await this.#note({ store: store.description, done, intent: null })
+    return manifest
+  }
+
+  /** Whether there is enough that is not backed up, or something that has waited for long. */
+  #isDue(): boolean {
+    const { driver, clock, intervalMs } = this.#options
+    const { index: end } = backupEnd(this.#manifest!)
+    const behind = driver.state.last.index - end
+    // What the backup itself has the cell record needs no backup of its own.
+    if (behind <= 0 || !this.#hasNews(end)) {
+      this.#waitingSinceMs = undefined
+      return false
+    }
+    this.#waitingSinceMs ??= clock.monotonicMs()
+    return (
+      this.bytesBehind >= PACK_BYTES ||
+      behind >= PACK_ENTRIES ||
+      clock.monotonicMs() - this.#waitingSinceMs >= intervalMs
+    )
+  }
+
+  #hasNews(end: number): boolean {
+    return this.#newsAt > end
+  }
+
+  /** An entry was applied. */
+  applied(index: LogIndex, payloadBytes: number, isBackups: boolean): void {
+    if (isBackups) return
+    this.#newsAt = index
+    this.bytesBehind += payloadBytes
+  }
+
+  async #upload(store: ObjectStore): Promise<void> {
+    const { cellId, driver, log, randomHex, logger } = this.#options
+    const manifest = this.#manifest!
+    const { index: end, term: prevTerm } = backupEnd(manifest)
+    const range = await this.#gather((end + 1) as LogIndex, driver.state.last.index, prevTerm)
+    const { bytes, last, rawBytes } = range
+    const key = backupKeys.pack(cellId, end + 1, last.index, randomHex(8))
+    const described = { store: store.description, done: end as number }
+    await this.#note({ ...described, intent: { key, first: end + 1, last: last.index } })
+    if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
+    await verify(store, key, bytes)
+    const pack = {
+      key,
+      first: (end + 1) as LogIndex,
+      last: last.index,
+      lastTerm: last.term,
+      bytes: bytes.length,
+      rawBytes,
+      crc: crc32c(bytes, 0, bytes.length),
+    }
+    await this.#commit({ ...manifest, packs: [...manifest.packs, pack] })
+    await this.#note({ ...described, done: last.index, intent: null })
+    this.bytesBehind = Math.max(0, this.bytesBehind - rawBytes)
+    this.#waitingSinceMs = undefined
+    logger.debug(
+      { first: end + 1, last: last.index, rawBytes, bytes: bytes.length, begin: log.beginIndex },
+      'backed up',
+    )
+  }
+
+  /** A pack of the entries from `first` on, as many as fit. */
+  async #gather(
+    first: LogIndex,
+    upTo: LogIndex,
+    prevTerm: Term,
+  ): Promise<{ bytes: Buffer; last: EntryId; rawBytes: number }> {
+    const { log } = this.#options
+    const entries = []
+    let rawBytes = 0
+    let next = first as number
+    while (next <= upTo && rawBytes < PACK_BYTES && entries.length < PACK_ENTRIES) {
+      const read = await log.read(next as LogIndex, upTo, READ_BYTES)
+      for (const entry of read) {
+        entries.push(entry)
+        rawBytes += entry.payload.length
+      }
+      next += read.length
+    }
+    const last = entries.at(-1)!
+    const builder = new PackBuilder({
+      firstIndex: first,
+      lastIndex: last.index,
+      prevTerm,
+      generation: 0,
+    })
+    const pieces: Uint8Array[] = []
+    for (const entry of entries) {
+      // A replay finds for itself which are void.
+      builder.add({ ...entry, isVoid: false })
+      const made = builder.take()
+      if (made.length === 0) continue
+      pieces.push(...made)
+      // Compressing a group takes milliseconds, which appends should not have to wait for more than once.
+      await new Promise(resolve => setImmediate(resolve))
+    }
+    builder.finish()
+    pieces.push(...builder.take())
+    return { bytes: Buffer.concat(pieces), last, rawBytes }
+  }
+
+  /** Once nobody needs the redo of whole packs any more, the backup begins later. */
+  async #moveBase(store: ObjectStore): Promise<void> {
+    const { log } = this.#options
+    const manifest = this.#manifest!
+    const [first] = manifest.packs
+    if (first === undefined || first.last > log.base.index || manifest.packs.length < 2) return
+    await this.#replaceBase(store, manifest)
+  }
+
+  async #replaceBase(store: ObjectStore, manifest: BackupManifest): Promise<void> {
+    const base = await this.#putState(store)
+    const packs = manifest.packs.filter(pack => pack.last > base.index)
+    const fits = packs.length > 0 && packs[0]!.first <= base.index + 1
+    const kept = fits ? packs : []
+    await this.#commit({ ...manifest, base, packs: kept })
+    const gone = manifest.packs.filter(pack => !kept.includes(pack)).map(pack => pack.key)
+    if (manifest.base.key !== null) gone.push(manifest.base.key)
+    for (const key of gone) await store.delete(key)
+  }
+
+  /** Puts the state below which nobody needs redo. */
+  async #putState(store: ObjectStore): Promise<BackupManifest['base']> {
+    const { cellId, snapshots, randomHex } = this.#options
+    const { last, bytes } = await snapshots.toSend()
+    const key = backupKeys.state(cellId, last.index, randomHex(8))
+    if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
+    await verify(store, key, bytes)
+    return { ...last, key }
+  }
+
+  async #commit(manifest: BackupManifest): Promise<void> {
+    const next = { ...manifest, atUs: this.#options.clock.wallTimeUs() }
+    await this.#manifests!.commit(next)
+    this.#manifest = next
+  }
+
+  async #note(value: BackupNote | null): Promise<void> {
+    const result = await this.#options.driver.propose(
+      commandDraft({ do: 'note', key: BACKUP_NOTE, value: value as never }),
+    )
+    if (result.void) throw new PalimpsestError(result.kind, `the backup's progress: ${result.why}`)
+  }
+}
+
+/** Reads the object back. What differs is removed, so that it is never taken for the real thing. */
+async function verify(store: ObjectStore, key: string, bytes: Uint8Array): Promise<void> {
+  const stored = await store.get(key)
+  if (stored?.equals(bytes)) return
+  await store.delete(key)
+  throw internalError(
+    `${key} in ${store.description} does not read back as it was written (${stored?.length ?? 'no'} bytes instead of ${bytes.length})`,
+  )
+}

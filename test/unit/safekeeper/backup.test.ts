@@ -1,0 +1,305 @@
+/** The backup of a cell, on a disk and an object store in memory: what it holds, how it comes back, what is not given up before. */
+import t from 'tap'
+import { crc32c } from '../../../protocol/crc32c.ts'
+import type { Lsn, TimelineId, WriterEpoch } from '../../../protocol/ids.ts'
+import { backedUpTo, backupNote } from '../../../server/safekeeper/backup-note.ts'
+import { loadBackup, restoreBackup, verifyBackup } from '../../../server/safekeeper/backup-restore.ts'
+import type { CellState } from '../../../server/safekeeper/cell-state.ts'
+import { packEntries, packSourceOf } from '../../../server/safekeeper/log/pack-reader.ts'
+import { CellNode } from '../../../server/safekeeper/node.ts'
+import { retryError } from '../../../server/shared/errors.ts'
+import { silentLog } from '../../../server/shared/log.ts'
+import type { ObjectStore } from '../../../server/shared/object-store.ts'
+import type { Disk } from '../../../server/shared/seams.ts'
+import { MemoryDisk } from '../../support/memory-disk.ts'
+import { MemoryObjectStore } from '../../support/memory-object-store.ts'
+import { seeded } from '../../support/seeded.ts'
+
+const IDS = ['ab', 'cd', 'ef'].map(pair => pair.repeat(16) as TimelineId)
+const START = 10_000
+const SEGMENT_BYTES = 64 * 1024
+const NEW_CELL = '12'.repeat(16)
+const lsn = (n: number) => n as Lsn
+const like = (fields: object) => fields as Error
+
+/** Time in which a sleep is over as soon as everybody else has had a turn. */
+function fastClock() {
+  let nowMs = 0
+  return {
+    wallTimeUs: () => nowMs * 1000,
+    monotonicMs: () => nowMs,
+    sleep: (ms: number) =>
+      new Promise<void>(resolve => {
+        setImmediate(() => {
+          nowMs += Math.min(ms, 10)
+          resolve()
+        })
+      }),
+  }
+}
+
+const clock = fastClock()
+let random = 0
+
+async function boot(disk: Disk, store: ObjectStore | null | undefined) {
+  const node = await CellNode.start({
+    dir: '/data',
+    name: 'one',
+    address: () => '127.0.0.1:1',
+    zone: '',
+    peers: new Map(),
+    join: [],
+    disk,
+    clock,
+    randomHex: bytes => (++random).toString(16).padStart(2 * bytes, '0'),
+    random: () => 0.5,
+    log: silentLog,
+    segmentBytes: SEGMENT_BYTES,
+    dial: {},
+    timing: undefined,
+    metrics: undefined,
+    backup: store === undefined ? undefined : { store, intervalMs: 200 },
+    onFatal: error => {
+      throw error
+    },
+  })
+  await node.leaderKnown(10_000)
+  return node
+}
+
+const close = (node: CellNode) => node.close(retryError('closing'))
+
+/** Redo that tells where it belongs, and compresses a little. */
+function chunk(beginLsn: number, bytes: number): Buffer {
+  const out = Buffer.alloc(bytes)
+  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
+  return out
+}
+
+class Writer {
+  readonly node: CellNode
+  readonly id: TimelineId
+  epoch = 0 as WriterEpoch
+  at = START
+
+  constructor(node: CellNode, id: TimelineId) {
+    this.node = node
+    this.id = id
+  }
+
+  static async create(node: CellNode, id: TimelineId, name: string): Promise<Writer> {
+    const writer = new Writer(node, id)
+    await node.timelines.create(id, name, lsn(START))
+    await writer.open()
+    return writer
+  }
+
+  async open(): Promise<void> {
+    const { epoch, endLsn } = await this.node.timelines.open(this.id, 'writer')
+    this.epoch = epoch
+    this.at = endLsn
+  }
+
+  async append(bytes: number): Promise<void> {
+    const payload = chunk(this.at, bytes)
+    await this.node.timelines.append(
+      this.id,
+      this.epoch,
+      lsn(this.at),
+      this.at * 10,
+      payload,
+      crc32c(payload, 0, bytes),
+    )
+    this.at += bytes
+  }
+}
+
+const stateOf = (node: CellNode): CellState =>
+  (node.leading as unknown as { readonly driver: { readonly state: CellState } }).driver.state
+
+/** Waits until all that is there now is backed up. */
+async function backedUp(node: CellNode): Promise<void> {
+  const target = stateOf(node).last.index
+  for (let i = 0; i < 5000; i++) {
+    if (backupNote(stateOf(node)) !== undefined && backedUpTo(stateOf(node)) >= target) return
+    await clock.sleep(10)
+  }
+  throw new Error(`backed up to ${backedUpTo(stateOf(node))} instead of ${target}`)
+}
+
+async function readAll(node: CellNode, id: TimelineId, from: number): Promise<Buffer> {
+  const reader = node.timelines.read(id, lsn(from))
+  const pieces: Uint8Array[] = []
+  for (;;) {
+    const next = await reader.next()
+    if (next === undefined) break
+    pieces.push(Buffer.from(next.payload))
+  }
+  return Buffer.concat(pieces)
+}
+
+async function restore(store: ObjectStore, cellId: string): Promise<MemoryDisk> {
+  const disk = new MemoryDisk()
+  await restoreBackup({
+    store,
+    cellId,
+    newCellId: NEW_CELL,
+    disk,
+    clock,
+    log: silentLog,
+    dir: '/data',
+    nodeId: 'one.00000000000000aa',
+    address: '127.0.0.1:1',
+    zone: '',
+    segmentBytes: SEGMENT_BYTES,
+  })
+  return disk
+}
+
+t.test('all that was backed up comes back: redo, epochs, names, deletions', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store)
+  const writers = [
+    await Writer.create(node, IDS[0]!, 'main'),
+    await Writer.create(node, IDS[1]!, 'other'),
+    await Writer.create(node, IDS[2]!, 'gone'),
+  ]
+  for (let i = 0; i < 60; i++) for (const writer of writers) await writer.append(100 + ((i * 977) % 5000))
+  await node.timelines.delete(IDS[2]!)
+  await node.timelines.rename(IDS[1]!, 'renamed')
+  await node.timelines.trim(IDS[0]!, 'pages', lsn(START))
+  await backedUp(node)
+  await writers[0]!.append(1000)
+  await writers[0]!.open()
+  await backedUp(node)
+  const { cellId } = node.status()
+  const expected = await Promise.all([IDS[0]!, IDS[1]!].map(id => readAll(node, id, START)))
+  await close(node)
+
+  const summary = await verifyBackup(store, cellId)
+  t.ok(summary.manifest.packs.length >= 2, 'several packs')
+  const disk = await restore(store, cellId)
+  const restored = await boot(disk, undefined)
+  t.teardown(() => close(restored))
+  t.equal(restored.status().cellId, NEW_CELL, 'a cell of its own')
+  t.same(restored.status().members.length, 1, 'with one member')
+  for (const [i, id] of [IDS[0]!, IDS[1]!].entries()) {
+    const bytes = await readAll(restored, id, START)
+    t.ok(bytes.equals(expected[i]!), `${bytes.length} bytes of redo`)
+    t.ok(bytes.equals(chunk(START, bytes.length)), 'as they were written')
+  }
+  t.equal(restored.timelines.get(IDS[1]!).name, 'renamed')
+  t.throws(() => restored.timelines.get(IDS[2]!), like({ message: /deleted/ }), 'what was deleted stays so')
+  t.equal(backupNote(stateOf(restored)), undefined, "the old cell's backup is not this one's")
+  const writer = new Writer(restored, IDS[0]!)
+  await writer.open()
+  t.equal(writer.epoch, 3, 'epochs go on')
+  t.equal(writer.at, START + expected[0]!.length)
+  await writer.append(500)
+})
+
+t.test('a store that fails, loses replies and gives back nonsense', async t => {
+  const store = new MemoryObjectStore()
+  const random = seeded(5)
+  store.fault = when => {
+    if (random() > 0.06) return
+    throw retryError(when === 'before' ? 'simulated: the store is away' : 'simulated: the reply is lost')
+  }
+  const node = await boot(new MemoryDisk(), store)
+  t.teardown(() => close(node))
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  for (let i = 0; i < 12; i++) {
+    for (let k = 0; k < 10; k++) await writer.append(300 + ((i * 7919 + k) % 4000))
+    await backedUp(node)
+  }
+  store.fault = () => {}
+  await writer.append(10)
+  await backedUp(node)
+  const { cellId } = node.status()
+  const { manifest } = await verifyBackup(store, cellId)
+  const named = new Set(manifest.packs.map(pack => pack.key))
+  const stored = [...store.objects.keys()].filter(key => key.includes('/packs/'))
+  t.same(
+    stored.filter(key => !named.has(key)),
+    [],
+    'nothing is left of attempts that failed',
+  )
+  const restored = await boot(await restore(store, cellId), undefined)
+  const bytes = await readAll(restored, IDS[0]!, START)
+  t.ok(bytes.equals(chunk(START, writer.at - START)), `${bytes.length} bytes`)
+  await close(restored)
+})
+
+t.test('redo is not given up before the backup has it', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store)
+  t.teardown(() => close(node))
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(100)
+  await backedUp(node)
+  store.fault = (when, operation) => {
+    if (when === 'before' && operation === 'put') throw retryError('simulated: the store is away')
+  }
+  await node.timelines.trim(IDS[0]!, 'pages', lsn(writer.at))
+  for (let i = 0; i < 200; i++) {
+    await writer.append(5000)
+    await node.timelines.trim(IDS[0]!, 'pages', lsn(writer.at))
+  }
+  for (let i = 0; i < 500; i++) await clock.sleep(10)
+  const begin = node.status().beginIndex
+  t.ok(begin <= backedUpTo(stateOf(node)) + 1, `the log begins at ${begin}`)
+  store.fault = () => {}
+  await backedUp(node)
+  const { packs } = await loadBackup(store, node.status().cellId)
+  let redoBytes = 0
+  for (const { key } of packs)
+    for await (const entry of packEntries(packSourceOf(key, store.objects.get(key)!)))
+      if (!entry.dropped) redoBytes += entry.kind === 'redo' ? entry.payload.length : 0
+  t.equal(redoBytes, writer.at - START, 'all of it came into the backup')
+})
+
+t.test('a backup is begun anew where the log no longer reaches back to its end', async t => {
+  const disk = new MemoryDisk()
+  const store = new MemoryObjectStore()
+  const node = await boot(disk, store)
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(1000)
+  await backedUp(node)
+  await close(node)
+  const none = await boot(disk, null)
+  for (let i = 0; i < 200 && backupNote(stateOf(none)) !== undefined; i++) await clock.sleep(10)
+  t.equal(backupNote(stateOf(none)), undefined, 'store null: the cell has no backup any more')
+  await close(none)
+  const again = await boot(disk, store)
+  t.teardown(() => close(again))
+  const later = new Writer(again, IDS[0]!)
+  await later.open()
+  await later.append(1000)
+  await backedUp(again)
+  const restored = await boot(await restore(store, again.status().cellId), undefined)
+  const bytes = await readAll(restored, IDS[0]!, START)
+  t.ok(bytes.equals(chunk(START, 2000)))
+  await close(restored)
+})
+
+t.test('damage to any byte of a pack is found, and named', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store)
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  for (let i = 0; i < 20; i++) await writer.append(777)
+  await backedUp(node)
+  const { cellId } = node.status()
+  await close(node)
+  const { manifest } = await verifyBackup(store, cellId)
+  const { key } = manifest.packs[0]!
+  const good = Buffer.from(store.objects.get(key)!)
+  for (let at = 0; at < good.length; at += Math.max(1, Math.floor(good.length / 50))) {
+    const bad = Buffer.from(good)
+    bad[at]! ^= 0x10
+    store.objects.set(key, bad)
+    await t.rejects(verifyBackup(store, cellId), like({ kind: 'corrupt', message: new RegExp(key) }))
+  }
+  store.objects.delete(key)
+  await t.rejects(restore(store, cellId), like({ kind: 'corrupt', message: /missing/ }))
+  await t.rejects(loadBackup(store, '99'.repeat(16)), like({ kind: 'invalid', message: /no backup of cell/ }))
+})
