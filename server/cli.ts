@@ -3,12 +3,14 @@
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { registerAttach } from './commands/attach.ts'
+import { registerBackup } from './commands/backup.ts'
 import { registerBench } from './commands/bench.ts'
 import { UsageError } from './commands/common.ts'
 import { registerDev } from './commands/dev.ts'
 import { registerExport } from './commands/export.ts'
 import { registerImport } from './commands/import.ts'
 import { registerKeys } from './commands/keys.ts'
+import { registerLog } from './commands/log.ts'
 import { registerMember } from './commands/member.ts'
 import { registerPage } from './commands/page.ts'
 import { registerPageServer } from './commands/pageserver.ts'
@@ -41,7 +43,9 @@ export function buildProgram(): Command {
     registerStatus,
     registerPing,
     registerSafekeeper,
+    registerLog,
     registerPageServer,
+    registerBackup,
     registerKeys,
     registerBench,
   ])

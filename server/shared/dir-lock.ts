@@ -33,6 +33,11 @@ export function lockDirectory(directory: string): () => void {
   }
 }
 
+/** The living process, other than this one, that has the directory; undefined if none has. Changes nothing. */
+export function directoryOwner(directory: string): number | undefined {
+  return ownerOf(join(directory, 'LOCK'))
+}
+
 /** The living process that the lock names. */
 function ownerOf(path: string): number | undefined {
   let text: string
