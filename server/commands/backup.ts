@@ -1,7 +1,7 @@
 /** `palimpsest backup list|verify|restore`: what the safekeepers of a cell keep in an object store; needs no server. */
 import { randomBytes } from 'node:crypto'
 import Table from 'cli-table3'
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { checkNodeName } from '../../protocol/messages.ts'
 import { backupEnd, listBackups } from '../safekeeper/backup-manifest.ts'
@@ -91,11 +91,10 @@ export function registerBackup(program: Command): void {
   )
     .requiredOption('--data <DIR>', 'folder to make, for palimpsest safekeeper --data')
     .requiredOption('--id <ID>', 'name of the safekeeper')
-    .option(
-      '--listen <HOST:PORT>',
-      'where that safekeeper will listen',
-      addressArgument,
-      addressArgument(DEFAULT_ADDRESS),
+    .addOption(
+      new Option('--listen <HOST:PORT>', 'where that safekeeper will listen')
+        .argParser(addressArgument)
+        .default(addressArgument(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
     )
     .option('--zone <ZONE>', 'its zone', '')
     .action(async (options: RestoreCommandOptions) => {

@@ -62,11 +62,11 @@ export function addCertificateOptions(command: Command): Command {
 export function addClientOptions(command: Command): Command {
   addCertificateOptions(addClientSecurityOptions(command))
   return command
-    .option(
-      '--connect <HOST:PORT[,…]>',
-      'servers to talk to: safekeeper and page server',
-      addressesArgument,
-      parseAddresses(DEFAULT_ADDRESS),
+    .addOption(
+      command
+        .createOption('--connect <HOST:PORT[,…]>', 'servers to talk to: safekeeper and page server')
+        .argParser(addressesArgument)
+        .default(parseAddresses(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
     )
     .option('--json', 'machine-readable output', false)
 }

@@ -30,7 +30,12 @@ export function addServeOptions(command: Command, dataDefault?: string): Command
   addSecurityOptions(addAdminOption(command))
   return command
     .addOption(data)
-    .option('--listen <HOST:PORT>', 'address to listen on', addressArgument, addressArgument(DEFAULT_ADDRESS))
+    .addOption(
+      command
+        .createOption('--listen <HOST:PORT>', 'address to listen on')
+        .argParser(addressArgument)
+        .default(addressArgument(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
+    )
     .option(
       '--insecure-listen',
       'allow an address that other machines can reach although TLS or proof of identity is missing. Without TLS, ' +
