@@ -30,13 +30,14 @@ t.test('import, attach, kill -9, an empty cache, verify, export; then a second o
   t.ok(readdirSync(join(local, 'layer-cache', 'layers')).length > 0, 'there were copies')
   rmSync(local, { recursive: true })
   await cluster.restart()
+  await agent.saw(/trying again/)
   await bank.stop()
   await bank.run(200)
   await server.stop()
-  await agent.stop()
 
   const verified = await cluster.cli('verify', '--timeline', 'prod', '--datadir', server.datadir)
   t.match(verified.stdout, /compared \d+ pages, 0 differ\n$/, verified.stderr)
+  await agent.stop()
   t.comment(verified.stdout.trim().split('\n').at(-1))
 
   // Once more with nothing of it here, and everything durable in S3 alone.
