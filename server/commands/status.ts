@@ -11,6 +11,7 @@ import {
 } from '../../protocol/messages.ts'
 import { formatBytes } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
+import { cellComplaints, cellTable, collectCell } from './cell-status.ts'
 import {
   addClientOptions,
   type ClientOptions,
@@ -30,18 +31,21 @@ export function registerStatus(program: Command): void {
     program
       .command('status')
       .description(
-        'all timelines: how far redo is committed, ingested and durable, and what wants attention',
+        'safekeepers and timelines: how far redo is committed, ingested and durable, and what wants attention',
       ),
   ).action(async (options: ClientOptions) => {
+    const cell = await collectCell(options)
     const rows = await collect(options)
-    const attention = rows.flatMap(complaints)
-    if (options.json) printJson({ timelines: rows, attention })
-    else if (rows.length === 0)
-      console.log('no timelines yet; "palimpsest attach" or "palimpsest import" makes one')
-    else {
-      console.log(statusTable(rows))
-      for (const line of attention) console.log(line)
+    const attention = [...cellComplaints(cell), ...rows.flatMap(complaints)]
+    if (options.json) {
+      printJson({ cell: cell.cell, safekeepers: cell.nodes, timelines: rows, attention })
+      return
     }
+    console.log(cellTable(cell))
+    if (rows.length === 0)
+      console.log('no timelines yet; "palimpsest attach" or "palimpsest import" makes one')
+    else console.log(statusTable(rows))
+    for (const line of attention) console.log(line)
   })
 }
 
