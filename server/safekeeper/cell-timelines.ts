@@ -219,12 +219,16 @@ export class CellTimelines {
   private async chunkAt(id: TimelineId, lsn: Lsn): Promise<{ endLsn: Lsn; payloadCrc: number } | undefined> {
     const cursor = this.log.timelineCursor(id, lsn)
     try {
-      return await cursor.next()
+      const chunk = await cursor.next()
+      chunk?.release()
+      return chunk
     } catch (error) {
       // Trimmed, or no chunk begins there: nothing to compare with.
       if (error instanceof PalimpsestError && (error.kind === 'refresh' || error.kind === 'invalid'))
         return undefined
       throw error
+    } finally {
+      cursor.close()
     }
   }
 

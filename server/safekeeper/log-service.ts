@@ -125,9 +125,10 @@ async function sendLog(
       }
       await ctx.drain()
       const { beginLsn, endLsn, wallTimeUs } = chunk
-      if (chunk.kind === 'gap')
+      if (chunk.kind === 'gap') {
+        chunk.release()
         ctx.reply({ type: MessageType.WalGap, fromLsn: beginLsn, toLsn: endLsn, wallTimeUs }, { more: true })
-      else
+      } else
         ctx.reply(
           {
             type: MessageType.WalData,
@@ -135,11 +136,12 @@ async function sendLog(
             wallTimeUs,
             committedLsn: timelines.endLsn(timeline),
           },
-          { bulk: chunk.payload, bulkCrc: chunk.payloadCrc, more: true },
+          { bulk: chunk.payload, bulkCrc: chunk.payloadCrc, more: true, sent: chunk.release },
         )
     }
     ctx.reply({ type: MessageType.WalReadEnd, endLsn: reader.position })
   } finally {
+    reader.close()
     unfollow()
     ctx.closed.removeEventListener('abort', wakeUp)
     gone.removeEventListener('abort', wakeUp)

@@ -36,14 +36,14 @@ export class TimelineReader {
   }
 
   /**
-   * The next chunk or gap, or undefined at the end of what is applied here. Throws refresh if it was trimmed, invalid if none
+   * The next chunk or gap, which the caller releases, or undefined at the end of what is applied here. Throws refresh if it was trimmed, invalid if none
    * begins where the reader was put, corrupt if the disk gives back something else than was written.
    */
   async next(): Promise<TimelineChunk | undefined> {
     for (;;) {
       const stretch = this.stretches[0]!
       if (stretch.untilLsn !== undefined && this.lsn >= stretch.untilLsn) {
-        this.cursor = undefined
+        this.close()
         this.stretches.shift()
         continue
       }
@@ -52,5 +52,11 @@ export class TimelineReader {
       if (chunk !== undefined) this.lsn = chunk.endLsn
       return chunk
     }
+  }
+
+  /** Gives up what was read ahead. */
+  close(): void {
+    this.cursor?.close()
+    this.cursor = undefined
   }
 }

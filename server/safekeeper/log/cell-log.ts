@@ -17,9 +17,10 @@ import { LogWriter } from './log-writer.ts'
 import { PACK_LEVEL_DEFAULT } from './pack-builder.ts'
 import { PackCache } from './pack-file.ts'
 import { PackLedger } from './pack-ledger.ts'
-import { boundaryInPacks } from './pack-search.ts'
+import { boundaryInPacks, seekInPacks } from './pack-search.ts'
 import { inlinePackRunner, type PackRunner } from './packer.ts'
 import { type NeededFrom, Packing } from './packing.ts'
+import { ReadWindows } from './read-windows.ts'
 import type { Damage, EntryVisitor } from './recovery.ts'
 import { CELL_SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
 import type { TermList } from './term-list.ts'
@@ -80,7 +81,7 @@ export interface CellLogStats {
   /** With redo in raw segments, and in packs. */
   readonly indexedTimelines: number
   readonly packedTimelines: number
-  /** Caches of packs and newest entries, bytes of memory. */
+  /** Caches of packs and newest entries, and memory for readers, bytes. */
   readonly cacheBytes: number
   /** Why packing does not go on; empty if it does. */
   readonly packError: string
@@ -94,6 +95,7 @@ export class CellLog {
   readonly #ledger: PackLedger
   readonly #cache: PackCache
   readonly #packing: Packing | undefined
+  readonly #windows = new ReadWindows()
   #trimming: Promise<unknown> = Promise.resolve()
   #appliedIndex: number
   /** Void entries found since the state was last written. */
@@ -360,8 +362,8 @@ export class CellLog {
       {
         index: this.#index,
         files: this.#files,
-        read: (from, last, bytesMax) => this.read(from as LogIndex, last as LogIndex, bytesMax),
-        isRecent: index => this.#writer.recent(index, index, 0) !== undefined,
+        windows: this.#windows,
+        recent: index => this.#writer.recent(index, index, 0)?.[0],
       },
       timeline,
       fromLsn,
@@ -421,6 +423,29 @@ export class CellLog {
     return boundaryInPacks(this.#files, timeline, lsn)
   }
 
+  /** Index of the timeline's first entry that ends beyond `lsn`; undefined if none is held. */
+  firstIndexFrom(timeline: TimelineId, lsn: Lsn): LogIndex | undefined | Promise<LogIndex | undefined> {
+    const range = this.#index.range(timeline)
+    if (range === undefined || lsn < range.beginLsn) return this.#firstIndexInPacks(timeline, lsn)
+    if (lsn >= range.endLsn) return undefined
+    const hit = this.#index.seek(timeline, lsn)
+    const at = 'before' in hit ? this.#index.seek(timeline, hit.before) : hit
+    return 'index' in at ? (at.index as LogIndex) : undefined
+  }
+
+  async #firstIndexInPacks(timeline: TimelineId, lsn: Lsn): Promise<LogIndex | undefined> {
+    const hit = await seekInPacks(this.#files, timeline, lsn)
+    if (hit !== undefined) {
+      // Within an entry: that one.
+      if (hit.nextLsn !== lsn && hit.before !== undefined)
+        return (await seekInPacks(this.#files, timeline, hit.before))?.index as LogIndex | undefined
+      return hit.index as LogIndex | undefined
+    }
+    const range = this.#index.range(timeline)
+    const first = range && this.#index.seek(timeline, range.beginLsn)
+    return first !== undefined && 'index' in first ? (first.index as LogIndex) : undefined
+  }
+
   /** A deleted timeline: its redo is no longer found. What it takes on disk goes with the next trims. */
   forget(timeline: TimelineId): void {
     this.#index.forget(timeline)
@@ -447,7 +472,7 @@ export class CellLog {
       packedBytes: packs.reduce((bytes, pack) => bytes + pack.packBytes, 0),
       indexedTimelines: this.#index.timelines,
       packedTimelines: this.#ledger.timelines,
-      cacheBytes: this.#cache.bytes + this.#writer.recentBytes,
+      cacheBytes: this.#cache.bytes + this.#writer.recentBytes + this.#windows.bytes,
       packError: this.#packing?.lastError ?? '',
     }
   }

@@ -12,6 +12,7 @@ import {
   type PackHead,
   type PackSource,
   placeOfTimeline,
+  readPackChosen,
   readPackGroup,
   readPackHead,
   readPackHeader,
@@ -23,6 +24,10 @@ const TABLES_BYTES_MAX = 64 * 1024 * 1024
 const HEADS_BYTES_MAX = 16 * 1024 * 1024
 const GROUPS_BYTES_MAX = 16 * 1024 * 1024
 const OPEN_FILES_MAX = 64
+/** Entries of which `seek` gives the rows: more than most groups have. */
+const HIT_ROWS_MAX = 8192
+/** `readRows` goes on to the next group below it. */
+const ROWS_BYTES_MIN = 512 * 1024
 /** Estimates of the memory that objects take. */
 const TIMELINE_OBJECT_BYTES = 200
 const GROUP_OBJECT_BYTES = 200
@@ -38,8 +43,11 @@ export interface PackHit {
   readonly before: Lsn | undefined
   /** Beginning of the first at or above it; endLsn if none does. */
   readonly nextLsn: Lsn
-  /** Indexes of that entry and the following ones. */
-  readonly indexes: readonly number[]
+  /** Of that entry; undefined if there is none. */
+  readonly index: number | undefined
+  readonly pack: PackFile
+  /** That entry and the following ones, ascending, not all of them; to be read with `readRows`. */
+  readonly rows: Uint32Array
 }
 
 interface Loaded {
@@ -216,8 +224,21 @@ export class PackFile {
   }
 
   /**
-   * Of a timeline: the LSNs of its valid entries here, and the indexes of those that begin at or above `lsn`. undefined: it
-   * has none.
+   * Of entries of one timeline, as `seek` gives them: those of the next groups, whole groups, so that one who reads on needs each
+   * group once.
+   */
+  readRows(rows: Uint32Array): Promise<LogEntry[]> {
+    return this.#use(async source => {
+      const { head, table } = await this.#load(source)
+      return readPackChosen(source, head, table, rows, ROWS_BYTES_MIN, number =>
+        this.#group(source, head, number),
+      )
+    })
+  }
+
+  /**
+   * Of a timeline: the LSNs of its valid entries here, and where the first of those is that begin at or above `lsn`. undefined:
+   * it has none.
    */
   seek(timeline: TimelineId, lsn: Lsn): Promise<PackHit | undefined> {
     return this.#use(async source => {
@@ -235,12 +256,13 @@ export class PackFile {
         if (table.begins[table.order[middle]!]! < lsn) low = middle + 1
         else high = middle
       }
-      const rows = table.order.subarray(low, end)
       return {
         beginLsn,
         endLsn,
         before: low > begin ? (table.begins[table.order[low - 1]!]! as Lsn) : undefined,
-        indexes: Array.from(rows, row => this.firstIndex + row),
+        index: low < end ? this.firstIndex + table.order[low]! : undefined,
+        pack: this,
+        rows: table.order.subarray(low, Math.min(end, low + HIT_ROWS_MAX)),
         nextLsn: (low < end ? table.begins[table.order[low]!]! : endLsn) as Lsn,
       }
     })

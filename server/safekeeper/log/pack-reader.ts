@@ -171,6 +171,35 @@ export function readPackRows(
   })
 }
 
+/** Entries of chosen rows, ascending: until their payloads have `bytesMin`, and then to the end of the last group. */
+export function readPackChosen(
+  source: PackSource,
+  head: PackHead,
+  table: PackTable,
+  rows: Uint32Array,
+  bytesMin: number,
+  groupOf: (group: number) => Promise<Buffer>,
+): Promise<PackEntry[]> {
+  return checked(source, async () => {
+    const entries: PackEntry[] = []
+    const terms = new TermWalk(head.summary)
+    let last = -1
+    let group: Buffer | undefined
+    let bytes = 0
+    for (const row of rows) {
+      const number = table.groups[row]!
+      if (number >= 0 && number !== last) {
+        if (bytes >= bytesMin) break
+        group = await groupOf(number)
+        last = number
+      }
+      bytes += table.payloadBytes[row]!
+      entries.push(entryFromGroup(head, table, row, terms.termOf(row), number >= 0 ? group : undefined))
+    }
+    return entries
+  })
+}
+
 /**
  * All entries of a pack, in order, each checked: reading it to the end verifies the pack. Holds the uncompressed groups that
  * have entries to come.

@@ -1,5 +1,6 @@
 /** A raw segment as it is known in memory: where each entry lies, and how ranges of them are read and checked. */
 import { crc32c } from '../../../protocol/crc32c.ts'
+import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import { corruptError } from '../../shared/errors.ts'
 import type { Disk, DiskFile } from '../../shared/seams.ts'
 import type { LogIndex, Term } from '../core/types.ts'
@@ -14,9 +15,15 @@ import {
   kindOfNumber,
   type LogEntry,
 } from './entry.ts'
+import type { ReadWindow, ReadWindows } from './read-windows.ts'
 import { SEGMENT_DATA_OFFSET, type SegmentHeader } from './segment-file.ts'
+import type { ReadChunk } from './timeline-chunk.ts'
 
 const ROWS_FIRST = 256
+/** Of other entries between two that are wanted: to read up to so much along costs less than another read. */
+const GAP_BYTES_MAX = 64 * 1024
+/** Reads for one window. */
+const RUNS_MAX = 64
 
 export class RawSegment {
   readonly path: string
@@ -133,6 +140,102 @@ export class RawSegment {
       entries.push(entryOf(header, bytes.subarray(payloadAt, payloadEnd)))
     }
     return entries
+  }
+
+  /**
+   * Of a timeline's entries `rows`, ascending, the first of which begins at `beginLsn`: as many as fit into a window, at least one,
+   * the next one last. Others that lie between are not read, unless they are few bytes. All CRCs are checked. The caller releases
+   * each chunk. Throws kind corrupt with path, offset and index.
+   */
+  async readChunks(
+    rows: readonly number[],
+    timeline: TimelineId,
+    beginLsn: Lsn,
+    windows: ReadWindows,
+  ): Promise<ReadChunk[]> {
+    const bytesMax = windows.bytesWanted
+    const runs: { begin: number; end: number }[] = []
+    let run: { begin: number; end: number } | undefined
+    let bytes = 0
+    let count = 0
+    for (const row of rows) {
+      if (row > this.lastIndex) break
+      const begin = this.offsetOf(row)
+      const end = this.offsetOf(row + 1)
+      const isNear = run !== undefined && begin - run.end <= GAP_BYTES_MAX
+      const more = isNear ? end - run!.end : end - begin
+      if (count > 0 && (bytes + more > bytesMax || (!isNear && runs.length === RUNS_MAX))) break
+      if (isNear) {
+        run!.end = end
+      } else {
+        run = { begin, end }
+        runs.push(run)
+      }
+      bytes += more
+      count++
+    }
+    const window = windows.take(bytes)
+    try {
+      let at = 0
+      for (const { begin, end } of runs) {
+        const target = window.buffer.subarray(at, at + end - begin)
+        const got = await this.#use(file => file.read(target, begin))
+        // What a reader before left there is no entry of ours.
+        if (got < target.length) target.fill(0, got)
+        at += target.length
+      }
+      return this.#chunksIn(window, runs, rows.slice(0, count), timeline, beginLsn)
+    } catch (error) {
+      window.release()
+      throw error
+    }
+  }
+
+  #chunksIn(
+    window: ReadWindow,
+    runs: readonly { readonly begin: number; readonly end: number }[],
+    rows: readonly number[],
+    timeline: TimelineId,
+    beginLsn: Lsn,
+  ): ReadChunk[] {
+    const { buffer, release } = window
+    const chunks: ReadChunk[] = new Array(rows.length)
+    let run = 0
+    /** Where in the window the file's offset 0 would be. */
+    let shift = -runs[0]!.begin
+    let lsn = beginLsn
+    for (let i = 0; i < rows.length; i++) {
+      const index = rows[i]!
+      const offset = this.offsetOf(index)
+      while (offset >= runs[run]!.end) {
+        shift += runs[run]!.end - runs[run + 1]!.begin
+        run++
+      }
+      const at = offset + shift
+      const header = decodeEntryHeader(buffer, at)
+      if (header === undefined) this.#damaged(offset, index, 'there is no valid entry header')
+      if (header.index !== index || header.timeline !== timeline || header.beginLsn !== lsn)
+        this.#damaged(offset, index, `another entry is there, of index ${header.index}`, header)
+      const begin = at + ENTRY_HEADER_BYTES
+      const end = begin + header.payloadBytes
+      if (end - shift > this.offsetOf(index + 1) || crc32c(buffer, begin, end) !== header.payloadCrc)
+        this.#damaged(offset, index, 'the entry there has a wrong payload CRC-32C', header)
+      const { kind, endLsn, wallTimeUs, payloadCrc, dropped } = header
+      chunks[rows.length - 1 - i] = {
+        index: header.index,
+        kind: kind as 'redo' | 'gap',
+        beginLsn: lsn,
+        endLsn,
+        wallTimeUs,
+        payload: buffer.subarray(begin, end),
+        payloadCrc,
+        release,
+        dropped,
+      }
+      lsn = endLsn
+    }
+    window.users = rows.length
+    return chunks
   }
 
   /** The CRC that an entry after `index` must carry on: of that entry, or of the segment. */

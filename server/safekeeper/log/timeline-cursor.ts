@@ -3,37 +3,31 @@
  * segments and packs, where CRCs are checked again before bytes leave.
  */
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
-import { invalidError, refreshError } from '../../shared/errors.ts'
-import type { LogIndex } from '../core/types.ts'
+import { internalError, invalidError, refreshError } from '../../shared/errors.ts'
 import type { LogEntry } from './entry.ts'
 import type { LogFiles } from './log-files.ts'
 import { seekInPacks } from './pack-search.ts'
 import { RawSegment } from './raw-segment.ts'
+import type { ReadWindows } from './read-windows.ts'
+import { chunkOf, type ReadChunk, type TimelineChunk } from './timeline-chunk.ts'
 import type { TimelineIndex } from './timeline-index.ts'
 
-/** Read ahead at once. */
-const WINDOW_BYTES = 1024 * 1024
-/** Of a window that is read ahead at least this part is the timeline's. */
-const WINDOW_USE_MIN = 0.25
-const FOLLOWING_MAX = 512
+export type { TimelineChunk } from './timeline-chunk.ts'
 
-/** A range of a timeline's redo as its writer appended it, or a gap. */
-export interface TimelineChunk {
-  readonly index: LogIndex
-  readonly kind: 'redo' | 'gap'
-  readonly beginLsn: Lsn
-  readonly endLsn: Lsn
-  readonly wallTimeUs: number
-  /** Empty for a gap. */
-  readonly payload: Uint8Array
-  readonly payloadCrc: number
-}
+/** Entries that are looked for at once in raw segments. */
+const ROWS_MAX = 512
+/** Taken ahead at once of what is in memory: what a slow reader keeps from being forgotten. */
+const RECENT_BYTES_MAX = 1024 * 1024
+const RECENT_ROWS_MAX = 64
+/** How often a read begins again because the file that it read was replaced in the meantime. */
+const ATTEMPTS_MAX = 8
 
 export interface CursorSource {
   readonly index: TimelineIndex
   readonly files: LogFiles
-  read(from: number, last: number, bytesMax: number): Promise<LogEntry[]>
-  isRecent(index: number): boolean
+  readonly windows: ReadWindows
+  /** An entry, if it is still in memory. */
+  recent(index: number): LogEntry | undefined
 }
 
 export class TimelineCursor {
@@ -41,7 +35,7 @@ export class TimelineCursor {
   readonly #timeline: TimelineId
   #lsn: Lsn
   /** Read ahead, the next one last. */
-  #ahead: LogEntry[] = []
+  #ahead: ReadChunk[] = []
 
   constructor(source: CursorSource, timeline: TimelineId, fromLsn: Lsn) {
     this.#source = source
@@ -55,74 +49,100 @@ export class TimelineCursor {
   }
 
   /**
-   * The next entry, or undefined at the end of what is applied. Throws refresh if it was trimmed, invalid if no entry begins where
-   * the cursor was put, corrupt (path, offset, LSN) if the disk gives back something else than was written.
+   * The next entry, or undefined at the end of what is applied; whoever gets it releases it. Throws refresh if it was trimmed,
+   * invalid if no entry begins where the cursor was put, corrupt (path, offset, LSN) if the disk gives back something else than was
+   * written.
    */
   async next(): Promise<TimelineChunk | undefined> {
-    const entry = this.#ahead.pop() ?? (await this.#find())
-    if (entry === undefined) return undefined
-    if (entry.dropped) this.#trimmed(entry.endLsn)
-    this.#lsn = entry.endLsn
-    const { index, kind, beginLsn, endLsn, wallTimeUs, payload, payloadCrc } = entry
-    return { index, kind: kind as 'redo' | 'gap', beginLsn, endLsn, wallTimeUs, payload, payloadCrc }
+    let chunk = this.#ahead.pop()
+    if (chunk === undefined) {
+      this.#ahead = (await this.#find()) ?? []
+      chunk = this.#ahead.pop()
+      if (chunk === undefined) return undefined
+    }
+    if (chunk.dropped) {
+      chunk.release()
+      this.#trimmed(chunk.endLsn)
+    }
+    this.#lsn = chunk.endLsn
+    return chunk
   }
 
   /** Gives up what was read ahead. */
-  async close(): Promise<void> {
+  close(): void {
+    for (const { release } of this.#ahead) release()
     this.#ahead = []
   }
 
-  async #find(): Promise<LogEntry | undefined> {
-    const { index } = this.#source
-    const range = index.range(this.#timeline)
-    if (range === undefined || this.#lsn < range.beginLsn) return this.#findPacked(range?.beginLsn)
-    if (this.#lsn >= range.endLsn) return undefined
-    const hit = index.seek(this.#timeline, this.#lsn)
-    if ('before' in hit) this.#noBoundary(hit.before, hit.after)
-    if (this.#source.isRecent(hit.index)) return (await this.#source.read(hit.index, hit.index, 0))[0]
-    const rows = hit.following(FOLLOWING_MAX)
-    const last = this.#windowEnd(rows)
-    const entries = await this.#source.read(hit.index, last, WINDOW_BYTES)
-    const wanted = new Set(rows)
-    this.#ahead = entries.filter(entry => wanted.has(entry.index)).reverse()
-    return this.#ahead.pop()
-  }
-
-  /** Of the timeline's next entries in the same segment: how far it pays to read on in one piece. */
-  #windowEnd(rows: readonly number[]): number {
-    const first = rows[0]!
-    const segment = this.#source.files.find(first)
-    if (!(segment instanceof RawSegment)) return first
-    const begin = segment.offsetOf(first)
-    let used = 0
-    let last = first
-    for (const row of rows) {
-      if (row > segment.lastIndex) break
-      const end = segment.offsetOf(row + 1)
-      used += end - segment.offsetOf(row)
-      if (end - begin > WINDOW_BYTES || used < (end - begin) * WINDOW_USE_MIN) break
-      last = row
+  /** The next entries, the first of them last. */
+  async #find(): Promise<ReadChunk[] | undefined> {
+    const { index, files, windows } = this.#source
+    for (let attempt = 1; ; attempt++) {
+      const range = index.range(this.#timeline)
+      if (range === undefined || this.#lsn < range.beginLsn) {
+        const found = await this.#findPacked(range?.beginLsn)
+        if (found !== 'again') return found
+      } else {
+        if (this.#lsn >= range.endLsn) return undefined
+        const hit = index.seek(this.#timeline, this.#lsn)
+        if ('before' in hit) this.#noBoundary(hit.before, hit.after)
+        const recent = this.#recent(hit.index, hit.following)
+        if (recent !== undefined) return recent
+        const segment = files.find(hit.index)
+        if (segment instanceof RawSegment) {
+          try {
+            const chunks = await segment.readChunks(
+              hit.following(ROWS_MAX),
+              this.#timeline,
+              this.#lsn,
+              windows,
+            )
+            if (!segment.retired) return chunks
+            for (const { release } of chunks) release()
+          } catch (error) {
+            // A file that was packed or trimmed while we read may hold anything by now.
+            if (!segment.retired) throw error
+          }
+        } else {
+          // It has just been packed, and the index does not say so yet.
+          const found = await this.#findPacked(range.beginLsn)
+          if (found !== 'again') return found
+        }
+      }
+      if (attempt >= ATTEMPTS_MAX)
+        throw internalError(`redo at LSN ${this.#lsn} cannot be read: the log changes too fast`)
     }
-    return last
   }
 
-  /** Below what raw segments hold (from `rawBeginLsn` on, if anything). */
-  async #findPacked(rawBeginLsn: Lsn | undefined): Promise<LogEntry | undefined> {
-    const hit = await seekInPacks(this.#source.files, this.#timeline, this.#lsn)
-    // While we looked it may have been packed or trimmed: then look again.
-    if (this.#source.index.range(this.#timeline)?.beginLsn !== rawBeginLsn) return this.#find()
+  #recent(first: number, following: (count: number) => number[]): ReadChunk[] | undefined {
+    if (this.#source.recent(first) === undefined) return undefined
+    const chunks: ReadChunk[] = []
+    let bytes = 0
+    for (const row of following(RECENT_ROWS_MAX)) {
+      const entry = this.#source.recent(row)!
+      bytes += entry.payload.length
+      if (chunks.length > 0 && bytes > RECENT_BYTES_MAX) break
+      chunks.push(chunkOf(entry))
+    }
+    return chunks.reverse()
+  }
+
+  /** Below what raw segments hold (from `rawBeginLsn` on, if anything). 'again': the log has changed meanwhile. */
+  async #findPacked(rawBeginLsn: Lsn | undefined): Promise<ReadChunk[] | 'again' | undefined> {
+    const { files, index } = this.#source
+    const hit = await seekInPacks(files, this.#timeline, this.#lsn)
+    if (index.range(this.#timeline)?.beginLsn !== rawBeginLsn) return 'again'
     if (hit === undefined) return rawBeginLsn === undefined ? undefined : this.#trimmed(rawBeginLsn)
-    const { before, nextLsn, indexes } = hit
+    const { pack, before, nextLsn, rows } = hit
     if (nextLsn !== this.#lsn)
       return before === undefined ? this.#trimmed(nextLsn) : this.#noBoundary(before, nextLsn)
-    const rows = indexes.slice(0, FOLLOWING_MAX)
-    // Entries of other timelines that lie between cost their groups: read on only where there are hardly any.
-    let last = 0
-    while (last + 1 < rows.length && rows[last + 1]! - rows[0]! <= (last + 1) * 2) last++
-    const entries = await this.#source.read(rows[0]!, rows[last]!, WINDOW_BYTES)
-    const wanted = new Set(rows)
-    this.#ahead = entries.filter(entry => wanted.has(entry.index)).reverse()
-    return this.#ahead.pop()
+    try {
+      const entries = await pack.readRows(rows)
+      return entries.map(chunkOf).reverse()
+    } catch (error) {
+      if (!pack.retired) throw error
+      return 'again'
+    }
   }
 
   #noBoundary(before: Lsn, after: Lsn): never {
