@@ -403,8 +403,13 @@ export class SimNode {
       this.logQueue = operations.slice(install)
       return
     }
-    this.logQueue = []
-    this.log = [...this.disk.log]
+    // A cut takes no room: it is carried out all the same.
+    let after: number = this.disk.log[this.disk.log.length - 1]?.index ?? this.disk.base.index
+    for (const operation of operations) {
+      if (operation.type === 'truncate') after = Math.min(after, operation.after)
+    }
+    this.logQueue = [{ type: 'truncate', after: after as LogIndex }]
+    this.log = this.disk.log.slice(0, after - this.disk.base.index)
     const last = this.log[this.log.length - 1] ?? this.disk.base
     this.handle({ type: 'dropped', last: { index: last.index, term: last.term } })
   }

@@ -37,7 +37,7 @@ export interface CoreSimResult {
   readonly simulatedMs: number
 }
 
-const LIVENESS_MS = 60_000
+const LIVENESS_MS = 240_000
 /** Messages under way, for the most part. More means that nodes answer each other ever more. */
 const EVENTS_WAITING_MAX = 20_000
 

@@ -124,7 +124,10 @@ export type CoreEvent =
   | { readonly type: 'peerLost'; readonly peer: NodeId }
   /** Whether this node's disk takes entries. */
   | { readonly type: 'writable'; readonly writable: boolean }
-  /** The entries after `last` could not be written (the disk is full) and are gone; none of them had been reported as flushed. */
+  /**
+   * The entries after `last` could not be written (the disk is full) and are gone; none of them had been reported as flushed. `last` is
+   * in the log as it is after all `truncate` effects so far: those are carried out on a full disk too.
+   */
   | { readonly type: 'dropped'; readonly last: EntryId }
 
 export type Effect =
