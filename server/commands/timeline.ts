@@ -1,11 +1,15 @@
-/** `palimpsest timeline list|show|delete`: the timelines of a cluster, as the page server and the safekeeper know them. */
+/** `palimpsest timeline list|show|branch|rename|delete`: the timelines of a cluster, as the page server and the safekeeper know them. */
 
+import { randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline/promises'
 import Table from 'cli-table3'
 import type { Command } from 'commander'
+import type { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
-import { LSN_MAX } from '../../protocol/ids.ts'
+import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus, type TimelineSummary } from '../../protocol/messages.ts'
+import { resolveMoment } from '../datadir/at-lsn.ts'
+import { invalidError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 import {
@@ -13,13 +17,18 @@ import {
   type ClientOptions,
   findTimeline,
   formatTime,
+  lsnArgument,
   printJson,
+  timeArgument,
   UsageError,
   withConnection,
 } from './common.ts'
 
+/** A branch may have to wait for redo to be ingested and written out. */
+const BRANCH_MS = 60_000
+
 export function registerTimeline(program: Command): void {
-  const timeline = program.command('timeline').description('list, show or delete timelines')
+  const timeline = program.command('timeline').description('list, show, branch, rename or delete timelines')
 
   addClientOptions(timeline.command('list').description('all timelines, one a line')).action(
     async (options: ClientOptions) => {
@@ -34,11 +43,64 @@ export function registerTimeline(program: Command): void {
   addClientOptions(
     timeline.command('show <name-or-id>').description('one timeline with all its LSNs'),
   ).action(async (nameOrId: string, options: ClientOptions) => {
-    const status = await withConnection(options, Role.PAGESERVER, connection =>
-      findTimeline(connection, nameOrId),
-    )
-    if (options.json) printJson(status)
-    else console.log(describeTimeline(status))
+    const [status, ancestry] = await withConnection(options, Role.PAGESERVER, async connection => {
+      const found = await findTimeline(connection, nameOrId)
+      return [found, await ancestryOf(connection, found.summary.timeline)] as const
+    })
+    if (options.json) printJson({ ...status, ...ancestry })
+    else console.log(describeTimeline(status, ancestry))
+  })
+
+  addClientOptions(
+    timeline
+      .command('branch <new-name>')
+      .description(
+        'make a timeline that is another one up to a moment, and its own from there; copies no page',
+      )
+      .requiredOption('--from <NAME>', 'the timeline to branch')
+      .option('--lsn <N>', 'the moment as an LSN (default: the newest that is ingested)', lsnArgument)
+      .option('--time <ISO>', 'the moment as a time, e.g. 2026-11-21T12:00:00', timeArgument),
+  ).action(async (newName: string, options: ClientOptions & BranchOptions) => {
+    const name = nameArgument(newName)
+    if (options.lsn !== undefined && options.time !== undefined)
+      throw new UsageError('give --lsn or --time, not both')
+    const branch = await withConnection(options, Role.PAGESERVER, async pageServer => {
+      const status = await findTimeline(pageServer, options.from)
+      const moment = { lsn: options.lsn, timeUs: options.time }
+      const { lsn: wanted } = await resolveMoment(pageServer, status, moment)
+      const timeline = toTimelineId(randomBytes(16).toString('hex'))
+      const ancestor = status.summary.timeline
+      // The log first: only it knows where a chunk ends, and a page server must find a log to follow.
+      const lsn = await withConnection(options, Role.SAFEKEEPER, async safekeeper => {
+        const request = { type: MessageType.WalBranch, timeline, ancestor, lsn: wanted, name } as const
+        return (await safekeeper.request(request)).message.lsn
+      })
+      await pageServer.request(
+        { type: MessageType.TimelineBranch, timeline, ancestor, lsn, name },
+        { deadlineMs: BRANCH_MS },
+      )
+      return { timeline, name, from: status.summary.name, lsn }
+    })
+    if (options.json) printJson(branch)
+    else console.log(`${branch.name} (${branch.timeline}) is ${branch.from} as of LSN ${branch.lsn}`)
+  })
+
+  addClientOptions(
+    timeline.command('rename <name-or-id> <new-name>').description('give a timeline another name'),
+  ).action(async (nameOrId: string, newName: string, options: ClientOptions) => {
+    const name = nameArgument(newName)
+    const summary = await withConnection(options, Role.PAGESERVER, async pageServer => {
+      const found = (await findTimeline(pageServer, nameOrId)).summary
+      const request = { timeline: found.timeline, name }
+      // The log first, since it is asked by name before the page server is; both take the same request again.
+      await withConnection(options, Role.SAFEKEEPER, safekeeper =>
+        safekeeper.request({ type: MessageType.WalRename, ...request }),
+      )
+      await pageServer.request({ type: MessageType.TimelineRename, ...request })
+      return found
+    })
+    if (options.json) printJson({ timeline: summary.timeline, before: summary.name, name })
+    else console.log(`${summary.name} is now called ${name}`)
   })
 
   addClientOptions(
@@ -47,9 +109,13 @@ export function registerTimeline(program: Command): void {
       .description('delete a timeline with its redo, its layers and every version of its pages')
       .option('--yes', 'do not ask', false),
   ).action(async (nameOrId: string, options: ClientOptions & { yes: boolean }) => {
-    const { summary } = await withConnection(options, Role.PAGESERVER, connection =>
-      findTimeline(connection, nameOrId),
-    )
+    const summary = await withConnection(options, Role.PAGESERVER, async connection => {
+      const found = (await findTimeline(connection, nameOrId)).summary
+      const { branches } = await ancestryOf(connection, found.timeline)
+      if (branches.length > 0)
+        throw invalidError(`${found.name} has branches (${branches.join(', ')}): delete these first`)
+      return found
+    })
     if (!options.yes) await confirmDeletion(summary)
     const timeline = summary.timeline
     // The redo goes first: a page server that still had the timeline would only follow an empty log, whereas a log
@@ -103,7 +169,41 @@ function readableFrom(t: TimelineSummary): string {
   return t.readableFromLsn === LSN_MAX ? '-' : String(t.readableFromLsn)
 }
 
-function describeTimeline(status: TimelineStatus): string {
+interface BranchOptions {
+  from: string
+  lsn?: Lsn
+  time?: number
+}
+
+/** What a timeline branched off from, and what branched off from it, by name. */
+interface Ancestry {
+  readonly ancestor: { readonly name: string; readonly lsn: Lsn } | undefined
+  readonly branches: readonly string[]
+}
+
+async function ancestryOf(pageServer: Connection, timeline: TimelineId): Promise<Ancestry> {
+  const replies = await pageServer.requestAll({ type: MessageType.TimelineBranches })
+  const all = replies.flatMap(({ message }) => message.branches)
+  const own = all.find(branch => branch.timeline === timeline)
+  const below = all.filter(branch => branch.ancestor === timeline)
+  if (own === undefined && below.length === 0) return { ancestor: undefined, branches: [] }
+  const names = new Map((await listTimelines(pageServer)).map(t => [t.timeline, t.name]))
+  const nameOf = (id: TimelineId) => names.get(id) ?? id
+  return {
+    ancestor: own && { name: nameOf(own.ancestor), lsn: own.lsn },
+    branches: below.map(branch => nameOf(branch.timeline)).sort(),
+  }
+}
+
+function nameArgument(text: string): string {
+  try {
+    return checkTimelineName(text)
+  } catch (error) {
+    throw new UsageError((error as Error).message)
+  }
+}
+
+function describeTimeline(status: TimelineStatus, { ancestor, branches }: Ancestry): string {
   const { summary } = status
   const lines: [string, string | number][] = [
     ['name', summary.name],
@@ -111,7 +211,9 @@ function describeTimeline(status: TimelineStatus): string {
     ['state', summary.state],
     ['server', status.serverVersion || 'unknown'],
     ['InnoDB page size', summary.innodbPageSize],
-    ['imported at LSN', summary.startLsn],
+    ancestor === undefined
+      ? ['imported at LSN', summary.startLsn]
+      : ['branched off', `${ancestor.name} at LSN ${ancestor.lsn}`],
     ['readable from LSN', readableFrom(summary)],
     ['ingested LSN', summary.ingestedLsn],
     ['durable LSN', summary.durableLsn],
@@ -124,6 +226,7 @@ function describeTimeline(status: TimelineStatus): string {
       `${status.deltaLayers} delta, ${status.imageLayers} image, ${formatBytes(status.layerBytes)} in the object store`,
     ],
   ]
+  if (branches.length > 0) lines.push(['branches', branches.join(', ')])
   for (const gap of status.gaps) lines.push(['not readable', `LSNs between ${gap.fromLsn} and ${gap.toLsn}`])
   if (status.lastError) lines.push(['last error', status.lastError])
   return lines.map(([label, value]) => `${label.padEnd(18)} ${value}`).join('\n')
