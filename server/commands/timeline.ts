@@ -7,7 +7,13 @@ import type { Command } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
 import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
-import { MessageType, Role, type TimelineStatus, type TimelineSummary } from '../../protocol/messages.ts'
+import {
+  type BranchOf,
+  MessageType,
+  Role,
+  type TimelineStatus,
+  type TimelineSummary,
+} from '../../protocol/messages.ts'
 import { resolveMoment } from '../datadir/at-lsn.ts'
 import { invalidError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
@@ -69,7 +75,7 @@ export function registerTimeline(program: Command): void {
       const moment = { lsn: options.lsn, timeUs: options.time }
       const { lsn: wanted } = await resolveMoment(pageServer, status, moment)
       const timeline = toTimelineId(randomBytes(16).toString('hex'))
-      const ancestor = status.summary.timeline
+      const ancestor = await ownerAt(pageServer, status.summary.timeline, wanted)
       // The log first: only it knows where a chunk ends, and a page server must find a log to follow.
       const lsn = await withConnection(options, Role.SAFEKEEPER, async safekeeper => {
         const request = { type: MessageType.WalBranch, timeline, ancestor, lsn: wanted, name } as const
@@ -181,9 +187,24 @@ interface Ancestry {
   readonly branches: readonly string[]
 }
 
-async function ancestryOf(pageServer: Connection, timeline: TimelineId): Promise<Ancestry> {
+async function branchesOf(pageServer: Connection): Promise<BranchOf[]> {
   const replies = await pageServer.requestAll({ type: MessageType.TimelineBranches })
-  const all = replies.flatMap(({ message }) => message.branches)
+  return replies.flatMap(({ message }) => message.branches)
+}
+
+/** The timeline, or the ancestor whose own redo reaches to the LSN. */
+async function ownerAt(pageServer: Connection, timeline: TimelineId, lsn: Lsn): Promise<TimelineId> {
+  const all = await branchesOf(pageServer)
+  let owner = timeline
+  for (;;) {
+    const branch = all.find(other => other.timeline === owner)
+    if (branch === undefined || lsn > branch.lsn) return owner
+    owner = branch.ancestor
+  }
+}
+
+async function ancestryOf(pageServer: Connection, timeline: TimelineId): Promise<Ancestry> {
+  const all = await branchesOf(pageServer)
   const own = all.find(branch => branch.timeline === timeline)
   const below = all.filter(branch => branch.ancestor === timeline)
   if (own === undefined && below.length === 0) return { ancestor: undefined, branches: [] }
