@@ -281,3 +281,26 @@ t.test('a flipped bit in what was flushed is found, and named by file and index'
   }
   t.ok(found > SEEDS / 2, `${found} of ${SEEDS} found, ${torn} torn`)
 })
+
+t.test('what lay behind a torn entry is not taken for the continuation of another in its place', async t => {
+  const { disk, log, events } = await createLog()
+  await appendAndFlush(log, events, [noop(1, 1)])
+  const image = new Promise<MemoryDisk>(resolve => {
+    disk.hook = operation => {
+      // The first of the two entries is torn, the second is whole: bytes of one write, kept in another order.
+      if (operation === 'datasync') resolve(disk.crash(() => 1))
+    }
+  })
+  log.append([redo(2, 1, T1, 1000, 1000), redo(3, 1, T1, 2000, 1000)])
+  const crashed = await image
+  const path = crashed.paths().find(name => /\/[0-9]{20}\.seg$/.test(name))!
+  crashed.content(path)[4096 + 104 + 104 + 500]! ^= 1
+  const rig = await openLog(crashed)
+  t.equal(rig.log.lastIndex, 1)
+  // The same length, the same term: only the chain tells them apart.
+  const other = { ...redo(2, 1, T2, 1000, 1000) }
+  await appendAndFlush(rig.log, rig.events, [other])
+  const { log: again } = await openLog(crashed.crash(() => 0))
+  t.equal(again.lastIndex, 2)
+  t.same(await entriesOf(again, 2, 3), [other])
+})
