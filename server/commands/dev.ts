@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import type { Command } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { startPageServer } from '../pageserver/index.ts'
+import { workerPackRunner } from '../safekeeper/log/pack-pool.ts'
 import { type Safekeeper, startSafekeeper } from '../safekeeper/safekeeper.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
@@ -101,6 +102,7 @@ async function startCell(
       log: log.child({ part: 'safekeeper', node: name }),
       dial: { security: outgoingSecurity(options) },
       disk: meteredDisk(nodeDisk, metrics),
+      packs: workerPackRunner(),
       metrics,
     })
     parts.push(safekeeper)

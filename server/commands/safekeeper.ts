@@ -3,7 +3,9 @@ import { type Command, InvalidArgumentError } from 'commander'
 import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { checkNodeName, checkZone } from '../../protocol/messages.ts'
 import { BACKUP_INTERVAL_MS_DEFAULT } from '../safekeeper/backup.ts'
+import { workerPackRunner } from '../safekeeper/log/pack-pool.ts'
 import { NODE_NAME_DEFAULT, startSafekeeper } from '../safekeeper/safekeeper.ts'
+import { countBuffersInHeapLimit } from '../shared/heap-limits.ts'
 import { meteredDisk } from '../shared/metered-disk.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
@@ -79,6 +81,7 @@ export function registerSafekeeper(program: Command): void {
           ? 'add --id: which of --peers is this node?'
           : `--peers does not have ${id}, which is this node`,
       )
+    countBuffersInHeapLimit()
     return serve('safekeeper', { ...options, id }, async (listener, log, parts, watch) => {
       const metrics = watch.part('safekeeper', { node: id })
       const backup = options.backup === undefined ? undefined : await openBackup(options.backup, options)
@@ -93,6 +96,7 @@ export function registerSafekeeper(program: Command): void {
         log,
         dial: { security: outgoingSecurity(options) },
         disk: meteredDisk(nodeDisk, metrics),
+        packs: workerPackRunner(),
         metrics,
         backup: backup && { store: backup.store, intervalMs: options.backupInterval * 1000 },
       })

@@ -12,6 +12,8 @@ import type { Clock, Disk } from '../shared/seams.ts'
 import { BACKUP_INTERVAL_MS_DEFAULT } from './backup.ts'
 import { cellService } from './cell-service.ts'
 import type { CoreTiming } from './core/types.ts'
+import { workerPackRunner } from './log/pack-pool.ts'
+import type { PackRunner } from './log/packer.ts'
 import { logService } from './log-service.ts'
 import { CellNode } from './node.ts'
 
@@ -34,6 +36,8 @@ export interface SafekeeperOptions {
   /** How other safekeepers are dialled: this node's TLS and token. */
   readonly dial?: DialOptions | undefined
   readonly disk?: Disk | undefined
+  /** Makes packs; a thread of its own unless told. With a `disk` that is not told it is this thread: a worker cannot see that disk. */
+  readonly packs?: PackRunner | undefined
   readonly clock?: Clock | undefined
   /** Of new segments. Existing ones keep theirs. */
   readonly segmentBytes?: number | undefined
@@ -77,6 +81,7 @@ export async function startSafekeeper(options: SafekeeperOptions): Promise<Safek
       random: Math.random,
       log,
       segmentBytes: options.segmentBytes,
+      packs: options.packs ?? (options.disk === undefined ? workerPackRunner() : undefined),
       dial: options.dial ?? {},
       timing: options.timing,
       metrics: options.metrics,
