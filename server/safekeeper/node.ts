@@ -32,6 +32,7 @@ import type { CoreTiming, EntryId, LogIndex, Membership, NodeId, Role, Term } fr
 import { Driver } from './driver.ts'
 import { Forwarder } from './forward.ts'
 import { CellLog, type LogEntry } from './log/cell-log.ts'
+import type { PackRunner } from './log/packer.ts'
 import { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
 import { NodeMetrics } from './node-metrics.ts'
@@ -65,6 +66,8 @@ export interface CellNodeOptions {
   readonly random: () => number
   readonly log: Log
   readonly segmentBytes: number | undefined
+  /** What packs sealed segments; this thread unless told. */
+  readonly packs?: PackRunner | undefined
   /** How this node dials others: its TLS, its token. */
   readonly dial: DialOptions
   readonly timing: Partial<CoreTiming> | undefined
@@ -240,6 +243,7 @@ export class CellNode {
       dir: logDir,
       log: logger,
       ...(segmentBytes !== undefined && { segmentBytes }),
+      ...(options.packs !== undefined && { packs: options.packs }),
       appliedTo: state.last.index,
       acceptDamage: !isAlone,
       onFatal: error => driver.fail(error),
