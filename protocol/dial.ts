@@ -54,7 +54,9 @@ export async function dial(
       const has = roleNames(connection.roles)
       connection.close()
       failures.push(
-        new PalimpsestError('invalid', `${formatAddress(address)} is a ${has}, not a ${roleNames(role)}`),
+        connection.roles === 0
+          ? new PalimpsestError('retry', `${formatAddress(address)} is starting up`)
+          : new PalimpsestError('invalid', `${formatAddress(address)} is a ${has}, not a ${roleNames(role)}`),
       )
     } catch (error) {
       options.signal?.throwIfAborted()

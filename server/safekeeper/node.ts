@@ -70,6 +70,10 @@ export interface CellNodeOptions {
   readonly packs?: PackRunner | undefined
   /** How this node dials others: its TLS, its token. */
   readonly dial: DialOptions
+  /** Opens a connection to another safekeeper; over TCP unless told. */
+  readonly connect?: ((address: Address, options: DialOptions) => Promise<Connection>) | undefined
+  /** Runs a function after the events of this turn; setImmediate unless told. */
+  readonly soon?: ((run: () => void) => void) | undefined
   readonly timing: Partial<CoreTiming> | undefined
   readonly metrics: MetricsPart | undefined
   /** Where the cell's log is kept as well; store null: nowhere any more; undefined: as it was, by others. */
@@ -286,7 +290,7 @@ export class CellNode {
       seed: Math.floor(options.random() * 0x7fffffff),
       timing: options.timing,
     })
-    const snapshots = new Snapshots(files, log, kept, logger)
+    const snapshots = new Snapshots(files, log, kept, logger, segmentBytes)
     const peers = new Peers({
       cellId,
       self: this.self,
@@ -329,6 +333,7 @@ export class CellNode {
       snapshotToSend: () => snapshots.toSend(),
       keepSnapshot: (last, bytes) => snapshots.replaceAll(last, bytes),
       onFatal: error => options.onFatal(error),
+      soon: options.soon,
     })
     const timelines = new CellTimelines(driver, log, clock, logger)
     const newest = memberships.at(-1)!.membership
@@ -355,6 +360,7 @@ export class CellNode {
         clock,
         logger,
         randomHex: options.randomHex,
+        soon: options.soon,
       })
     this.member = { cellId, seed, log, driver, peers, timelines, members, snapshots, backup }
     logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
@@ -396,7 +402,7 @@ export class CellNode {
     }
     if (leader !== undefined) {
       for (const run of this.leaderWaiters.splice(0)) run()
-      if (role === 'leader') setImmediate(() => this.noteSelf())
+      if (role === 'leader') (this.options.soon ?? setImmediate)(() => this.noteSelf())
     }
   }
 
@@ -459,7 +465,8 @@ export class CellNode {
 
   /** The one place where a safekeeper dials another. */
   private dial(address: Address, elsewhere: 'forward' | 'redirect' = 'redirect'): Promise<Connection> {
-    return dial([address], ServerRole.SAFEKEEPER, {
+    const { connect = overTcp } = this.options
+    return connect(address, {
       ...this.options.dial,
       elsewhere,
       deadlineMs: PEER_DEADLINE_MS,
@@ -632,6 +639,10 @@ export class CellNode {
     const until = clock.monotonicMs() + 300
     while (driver.role === 'leader' && clock.monotonicMs() < until) await clock.sleep(5)
   }
+}
+
+function overTcp(address: Address, options: DialOptions): Promise<Connection> {
+  return dial([address], ServerRole.SAFEKEEPER, options)
 }
 
 function describeMembers(

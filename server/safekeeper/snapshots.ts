@@ -15,7 +15,7 @@ import type { CellLog } from './log/cell-log.ts'
 import type { NodeFiles } from './node-files.ts'
 
 const KEPT_MAX = 16
-/** After so much redo, or so many times the last snapshot's own length, there is a new one. */
+/** After so much redo (a segment's worth), or so many times the last snapshot's own length, there is a new one. */
 const EVERY_BYTES = 64 * 1024 * 1024
 const EVERY_ENTRIES = 65_536
 const EVERY_TIMES_ITS_LENGTH = 32
@@ -24,6 +24,7 @@ export class Snapshots {
   private readonly files: NodeFiles
   private readonly log: CellLog
   private readonly logger: Log
+  private readonly everyBytes: number
   /** Ascending. */
   private kept: EntryId[]
   /** Where the redo lies that a timeline needs from an LSN on; looked up again only when that moves. */
@@ -32,7 +33,14 @@ export class Snapshots {
   private lastBytes = 0
   private turn: Promise<unknown> = Promise.resolve()
 
-  constructor(files: NodeFiles, log: CellLog, kept: readonly EntryId[], logger: Log) {
+  constructor(
+    files: NodeFiles,
+    log: CellLog,
+    kept: readonly EntryId[],
+    logger: Log,
+    everyBytes = EVERY_BYTES,
+  ) {
+    this.everyBytes = everyBytes
     this.files = files
     this.log = log
     this.kept = [...kept]
@@ -53,7 +61,7 @@ export class Snapshots {
     const entries = state.last.index - (this.newest?.index ?? 0)
     if (entries === 0) return false
     return (
-      this.bytesSince >= Math.max(EVERY_BYTES, this.lastBytes * EVERY_TIMES_ITS_LENGTH) ||
+      this.bytesSince >= Math.max(this.everyBytes, this.lastBytes * EVERY_TIMES_ITS_LENGTH) ||
       entries >= EVERY_ENTRIES
     )
   }

@@ -13,6 +13,20 @@ interface Content {
   pending: { position: number; data: Buffer }[]
 }
 
+/** Memory that was allocated with room to grow: what lies behind a buffer in it is zero and nobody else's. */
+const roomy = new WeakSet<ArrayBufferLike>()
+
+/** The bytes and zeros up to `length`: in place where there is room. */
+function extended(bytes: Buffer, length: number): Buffer {
+  if (roomy.has(bytes.buffer) && bytes.buffer.byteLength >= length)
+    return Buffer.from(bytes.buffer, 0, length)
+  const memory = new ArrayBuffer(Math.max(length, bytes.length * 2))
+  roomy.add(memory)
+  const out = Buffer.from(memory, 0, length)
+  bytes.copy(out)
+  return out
+}
+
 function fault(code: string): NodeJS.ErrnoException {
   return Object.assign(new Error(`${code}: simulated`), { code })
 }
@@ -88,7 +102,7 @@ export class MemoryDisk implements Disk {
         const end = position + data.length
         if (end > file.bytes.length) {
           if (this.used + end - file.bytes.length > this.capacity) throw fault('ENOSPC')
-          file.bytes = Buffer.concat([file.bytes, Buffer.alloc(end - file.bytes.length)])
+          file.bytes = extended(file.bytes, end)
         }
         data.copy(file.bytes, position)
         file.pending.push({ position, data })
@@ -104,7 +118,7 @@ export class MemoryDisk implements Disk {
         let { durable } = file
         for (const { position, data } of writes) {
           const end = position + data.length
-          if (end > durable.length) durable = Buffer.concat([durable, Buffer.alloc(end - durable.length)])
+          if (end > durable.length) durable = extended(durable, end)
           data.copy(durable, position)
         }
         file.durable = durable
