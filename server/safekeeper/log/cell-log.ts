@@ -17,6 +17,7 @@ import { LogWriter } from './log-writer.ts'
 import { PACK_LEVEL_DEFAULT } from './pack-builder.ts'
 import { PackCache } from './pack-file.ts'
 import { PackLedger } from './pack-ledger.ts'
+import { PACK_AT_ONCE, PACK_WHEN_QUIET, type PackPolicy } from './pack-policy.ts'
 import { boundaryInPacks, seekInPacks } from './pack-search.ts'
 import { inlinePackRunner, type PackRunner } from './packer.ts'
 import { type NeededFrom, Packing } from './packing.ts'
@@ -54,6 +55,8 @@ export interface CellLogOptions {
   readonly acceptDamage?: boolean
   /** Makes packs. Default: in place, on this thread; a node passes `workerPackRunner()`. 'off': segments stay as they are. */
   readonly packs?: PackRunner | 'off'
+  /** When; default: at once if they are made in place, else when it is quiet. */
+  readonly packPolicy?: PackPolicy
   /** zstd level of packs; default 2. */
   readonly packLevel?: number
   /** A sync or write failed: what is on disk is unknown, the process must end. */
@@ -96,6 +99,8 @@ export class CellLog {
   readonly #cache: PackCache
   readonly #packing: Packing | undefined
   readonly #windows = new ReadWindows()
+  /** Redo written, and read by timelines' readers. */
+  #trafficBytes = 0
   #trimming: Promise<unknown> = Promise.resolve()
   #appliedIndex: number
   /** Void entries found since the state was last written. */
@@ -135,6 +140,7 @@ export class CellLog {
       onFatal: error => options.onFatal(error),
     })
     const { packs = inlinePackRunner(options.disk), packLevel = PACK_LEVEL_DEFAULT } = options
+    const packPolicy = options.packPolicy ?? (options.packs === undefined ? PACK_AT_ONCE : PACK_WHEN_QUIET)
     if (packs !== 'off')
       this.#packing = new Packing({
         files,
@@ -143,6 +149,9 @@ export class CellLog {
         cache,
         runner: packs,
         level: packLevel,
+        policy: packPolicy,
+        nowMs: () => options.clock.monotonicMs(),
+        trafficBytes: () => this.#trafficBytes,
         appliedIndex: () => this.#appliedIndex,
         voids: () => this.#voids,
       })
@@ -266,6 +275,7 @@ export class CellLog {
    */
   append(entries: readonly LogEntry[]): void {
     this.#writer.append(entries)
+    for (const { payload } of entries) this.#trafficBytes += payload.length
   }
 
   /** Cuts the log after `index`, durably when it resolves. Never below what was applied. */
@@ -364,6 +374,9 @@ export class CellLog {
         files: this.#files,
         windows: this.#windows,
         recent: index => this.#writer.recent(index, index, 0)?.[0],
+        onRead: bytes => {
+          this.#trafficBytes += bytes
+        },
       },
       timeline,
       fromLsn,

@@ -1,5 +1,5 @@
 /**
- * Decides what is packed, packed anew and removed, and when. One job at a time: sealed segments that are applied, oldest
+ * Decides what is packed, packed anew and removed; when, pack-policy.ts says. One job at a time: sealed segments that are applied, oldest
  * first; then packs of which enough is not needed; then small packs that follow each other become one.
  */
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
@@ -8,6 +8,7 @@ import type { LogFiles } from './log-files.ts'
 import type { PackSummary } from './pack-codec.ts'
 import { type PackCache, PackFile } from './pack-file.ts'
 import type { PackLedger } from './pack-ledger.ts'
+import { type PackPolicy, Quiet } from './pack-policy.ts'
 import { jobHeader, type PackJob, type PackRunner, packTarget } from './packer.ts'
 import type { RawSegment } from './raw-segment.ts'
 import type { TimelineIndex } from './timeline-index.ts'
@@ -33,6 +34,10 @@ export interface PackingOptions {
   readonly cache: PackCache
   readonly runner: PackRunner
   readonly level: number
+  readonly policy: PackPolicy
+  readonly nowMs: () => number
+  /** Bytes of redo that were written and read until now. */
+  readonly trafficBytes: () => number
   appliedIndex(): number
   /** Void entries; ascending. */
   voids(): readonly number[]
@@ -40,6 +45,9 @@ export interface PackingOptions {
 
 export class Packing {
   readonly #options: PackingOptions
+  readonly #quiet: Quiet
+  /** Somebody waits for it: whatever the policy says. */
+  #hurried = 0
   #running: Promise<void> | undefined
   #closed = false
   #neededFrom: NeededFrom | undefined
@@ -60,29 +68,48 @@ export class Packing {
 
   constructor(options: PackingOptions) {
     this.#options = options
+    this.#quiet = new Quiet(options.policy, options.nowMs, options.trafficBytes)
   }
 
   /** Something may have become ready. */
   kick(): void {
     if (this.#closed || this.#running !== undefined) return
-    if (this.#nextSegment() === undefined && this.#stale.size === 0) return
+    if (!this.#isTime() || (this.#nextSegment() === undefined && this.#stale.size === 0)) return
     this.#running = this.#run().finally(() => {
       this.#running = undefined
     })
   }
 
-  /** Resolves when there is nothing to do. */
+  /** Does all there is, now; resolves when that is done. */
   async idle(): Promise<void> {
-    for (this.kick(); this.#running !== undefined; this.kick()) await this.#running
+    this.#hurried++
+    try {
+      for (this.kick(); this.#running !== undefined; this.kick()) await this.#running
+    } finally {
+      this.#hurried--
+    }
+  }
+
+  #isTime(): boolean {
+    const { files, index, policy } = this.#options
+    // Asked each time, so that the traffic is looked at regularly.
+    const { isQuiet } = this.#quiet
+    return (
+      isQuiet ||
+      this.#hurried > 0 ||
+      (files.raws.length - 1) * files.segmentBytes > policy.rawBytesMax ||
+      index.rows > policy.rowsMax
+    )
   }
 
   async #run(): Promise<void> {
     try {
-      while (!this.#closed) {
+      while (!this.#closed && this.#isTime()) {
         const did = (await this.#packSegment()) || (await this.#repack())
         if (!did) break
       }
     } catch (error) {
+      if (this.#closed) return
       // A full disk, mostly. The next segment or trim tries again.
       this.lastError = (error as Error).message
       this.#options.files.log.warn({ err: error }, 'packing the log failed; it is tried again later')
@@ -264,10 +291,10 @@ export class Packing {
     this.#stale.clear()
   }
 
-  /** Ends when the job that is under way has. */
+  /** The job that is under way is given up, if it runs in a thread; the next start removes what it has written. */
   async close(): Promise<void> {
     this.#closed = true
-    await this.#running
     await this.#options.runner.close()
+    await this.#running
   }
 }

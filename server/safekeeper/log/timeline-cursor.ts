@@ -28,6 +28,8 @@ export interface CursorSource {
   readonly windows: ReadWindows
   /** An entry, if it is still in memory. */
   recent(index: number): LogEntry | undefined
+  /** So much redo was read, from wherever. */
+  onRead(bytes: number): void
 }
 
 export class TimelineCursor {
@@ -59,6 +61,7 @@ export class TimelineCursor {
       this.#ahead = (await this.#find()) ?? []
       chunk = this.#ahead.pop()
       if (chunk === undefined) return undefined
+      this.#source.onRead(bytesOf(this.#ahead) + chunk.payload.length)
     }
     if (chunk.dropped) {
       chunk.release()
@@ -156,4 +159,10 @@ export class TimelineCursor {
     const held = beginLsn === undefined ? '' : `; what is held begins at ${beginLsn}`
     throw refreshError(`redo at LSN ${this.#lsn} was trimmed${held}`, beginLsn)
   }
+}
+
+function bytesOf(chunks: readonly TimelineChunk[]): number {
+  let bytes = 0
+  for (const { payload } of chunks) bytes += payload.length
+  return bytes
 }
