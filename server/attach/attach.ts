@@ -15,7 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { DoublewriteCopies } from '../datadir/doublewrite.ts'
-import { type DatadirScan, type SpaceFile, scanDatadir, scanTable } from '../datadir/scan.ts'
+import { type DatadirScan, type SpaceFile, scanDatadir } from '../datadir/scan.ts'
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
 import type { WalWriter } from '../shared/log-client.ts'
@@ -27,7 +27,8 @@ import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts
 import { PageImport } from './page-import.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
 import { RingTail, readCheckpoint, type TailStep } from './ring-tail.ts'
-import { SpaceTracker, type UnknownSpaces } from './space-tracker.ts'
+import { SideImports } from './side-imports.ts'
+import { SpaceTracker } from './space-tracker.ts'
 import {
   createTimeline,
   findTimeline,
@@ -36,7 +37,6 @@ import {
   type ServerOptions,
   type Servers,
 } from './timeline-link.ts'
-import { isUndoName, UndoWatch } from './undo-watch.ts'
 
 export interface AttachOptions extends ServerOptions {
   readonly datadir: string
@@ -144,14 +144,13 @@ class Session {
   readonly #tracker = new SpaceTracker()
   readonly #encryption = new EncryptionWatch()
   #encryptionSeenAt = Number.NEGATIVE_INFINITY
-  readonly #undo: UndoWatch
+  readonly #side: SideImports
   readonly #pump: RedoPump
   readonly #capture: FileCapture
   #readableFromLsn: Lsn
   #following = false
   /** Begun by the time that it stands here: the redo beyond its start LSN may flow. */
   #job: { readonly job: ImportJob; readonly session: PageImport; readonly abort: AbortController } | undefined
-  readonly #reimports = new Set<Promise<void>>()
   #failure: unknown
 
   private constructor(
@@ -170,7 +169,22 @@ class Session {
     this.#writer = writer
     this.#fromLsn = writer.endLsn
     this.#tail = tail
-    this.#undo = new UndoWatch(options.datadir)
+    this.#side = new SideImports({
+      datadir: options.datadir,
+      pageServer: servers.pageServer,
+      timeline,
+      progress: options.progress,
+      signal: options.signal,
+      isImporting: () => this.#job !== undefined,
+      spaces: () => this.#tracker.all(),
+      ingested: lsn => this.#ingested(lsn),
+      onImported: pages => {
+        totals.importedPages += pages
+      },
+      onFailure: error => {
+        this.#failure ??= error
+      },
+    })
     this.#readableFromLsn = status?.summary.readableFromLsn ?? writer.endLsn
     this.#pump = new RedoPump({
       tail,
@@ -307,7 +321,7 @@ class Session {
         await this.#finishImports()
         const end = await this.#pump.caughtUp()
         await this.#ingested(end)
-        await this.#lookAtUndo()
+        await this.#side.lookAtUndo(this.#tail.position)
       } else {
         progress.message(`caught up with the server at LSN ${lsn}; following (stop with Ctrl-C)`, { lsn })
         await this.#follow()
@@ -372,7 +386,7 @@ class Session {
       }
       this.#capture.poll()
       await this.#finishImports()
-      await this.#lookAtUndo()
+      await this.#side.lookAtUndo(this.#tail.position)
       await this.#lookAtEncryption()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
     }
@@ -474,7 +488,7 @@ class Session {
         if (this.#job === current || !current.abort.signal.aborted) throw error
       }
     }
-    await Promise.all(this.#reimports)
+    await this.#side.idle()
     if (this.#failure) throw this.#failure
   }
 
@@ -489,16 +503,19 @@ class Session {
     progress.message(
       job.kind === 'full'
         ? `importing ${scan.spaces.length} tablespaces (${formatBytes(scan.bytes)}) as of LSN ${job.startLsn}`
-        : `importing the pages that changed after LSN ${job.afterLsn}, as of LSN ${job.startLsn}`,
+        : job.afterLsn === undefined
+          ? `importing ${scan.spaces.length} tablespaces (${formatBytes(scan.bytes)}) once more, as of LSN ${job.startLsn}`
+          : `importing the pages that changed after LSN ${job.afterLsn}, as of LSN ${job.startLsn}`,
       { startLsn: job.startLsn, kind: job.kind },
     )
     for (const space of scan.spaces) await session.copy(space)
-    await Promise.all(this.#reimports)
     await session.drained()
     task.finish()
     const end = await this.#coveringLsn(session, job.startLsn)
     // What can be read has its other files, too.
     await this.#firstSweep
+    // Nor are tablespaces missing that were moved in meanwhile.
+    await this.#side.idle()
     // The ring may have overtaken the reader meanwhile, and then another import has taken this one's place.
     if (this.#job?.session !== session) throw retryError('the import was begun anew')
     // The page server must know of the gap that this import mends, and be able to read at its end.
@@ -563,7 +580,7 @@ class Session {
     if (this.#o.live)
       for (const spaces of unknown)
         if (!encrypted || spaces.at <= encrypted.at)
-          cuts.push({ at: spaces.at, action: lsn => this.#reimport(spaces, lsn) })
+          cuts.push({ at: spaces.at, action: lsn => this.#side.take(spaces, lsn) })
     if (encrypted)
       cuts.push({
         at: encrypted.at,
@@ -588,83 +605,6 @@ class Session {
     if (this.#encryption.prepared.size === 0 || now - this.#encryptionSeenAt < ENCRYPTION_LOOK_MS) return
     this.#encryptionSeenAt = now
     await scanDatadir(this.#o.datadir, { live: true })
-  }
-
-  /** Undo tablespaces come and go at a start of the server, and the log does not name them: it only has their pages. */
-  async #lookAtUndo(): Promise<void> {
-    if (this.#job || !(await this.#undo.changed())) return
-    const lsn = this.#tail.position
-    const files = await this.#undo.settle()
-    if (!files) return
-    await this.#ingested(lsn)
-    const { pageServer } = this.#servers
-    const timeline = this.#timeline
-    const replies = await pageServer.requestAll({ type: MessageType.SpaceList, timeline, lsn })
-    const before = replies.flatMap(({ message }) => message.spaces)
-    const known = new Map(before.map(space => [space.space, space.name]))
-    const added = files.filter(file => known.get(file.space) !== file.name)
-    const gone = before.filter(space => isUndoName(space.name) && !files.some(f => f.space === space.space))
-    if (added.length + gone.length === 0) return
-    this.#o.progress.message(
-      `the server has other undo tablespaces than before: ${files.map(file => `${file.name} (id ${file.space})`).join(', ') || 'none'}`,
-      { added: added.map(file => file.space), gone: gone.map(space => space.space), lsn },
-    )
-    const session = await PageImport.begin({
-      pageServer,
-      timeline,
-      kind: 'partial',
-      startLsn: lsn,
-      live: true,
-      signal: this.#o.signal,
-    })
-    for (const file of added) await session.announce(file)
-    const absent = new Set(gone.map(space => space.space))
-    await session.end(
-      lsn,
-      before.flatMap(({ space }) => (absent.has(space) ? [] : [space])),
-    )
-  }
-
-  /** Tablespaces whose content the log does not tell: their files are copied. */
-  async #reimport(unknown: UnknownSpaces, lsn: Lsn): Promise<void> {
-    const found: SpaceFile[] = []
-    for (const { space, name, external } of unknown.spaces) {
-      const file = await scanTable(this.#o.datadir, name, external)
-      // A table that was dropped since: the log will say so.
-      if (file?.space === space) found.push(file)
-    }
-    if (found.length === 0) return
-    this.#o.progress.message(
-      `the content of ${found.map(file => file.name).join(', ')} is not in the redo log (IMPORT TABLESPACE); copying it`,
-      { spaces: found.map(file => file.space), lsn },
-    )
-    // An import that is under way takes them along, and ends when they are copied.
-    const job = this.#job?.session
-    if (!job) await this.#ingested(lsn)
-    const exist = this.#tracker.all()
-    const session =
-      job ??
-      (await PageImport.begin({
-        pageServer: this.#servers.pageServer,
-        timeline: this.#timeline,
-        kind: 'partial',
-        startLsn: lsn,
-        live: this.#o.live,
-        signal: this.#o.signal,
-      }))
-    const done: Promise<void> = (async () => {
-      for (const file of found) await session.copy(file, true)
-      if (job) return
-      const end = await this.#coveringLsn(session, lsn)
-      // It opened a gap: nothing after its LSN can be read before it ends.
-      await session.end(end, exist)
-      this.#totals.importedPages += session.pages
-    })()
-      .catch(error => {
-        if (!job || this.#job?.session === job) this.#failure ??= error
-      })
-      .finally(() => this.#reimports.delete(done))
-    this.#reimports.add(done)
   }
 }
 

@@ -60,11 +60,8 @@ export class PageImport {
     return new PageImport(options, message.session)
   }
 
-  /**
-   * Copies one tablespace. False if it has vanished meanwhile: then the redo says so too.
-   * @param whole all of its pages, whatever the import was told to leave out
-   */
-  async copy(space: SpaceFile, whole = false): Promise<boolean> {
+  /** Copies one tablespace. False if it has vanished meanwhile: then the redo says so too. */
+  async copy(space: SpaceFile): Promise<boolean> {
     const reader = await SpaceReader.open(space)
     if (!reader) return false
     const { signal, afterLsn, live, rescue } = this.#options
@@ -74,7 +71,7 @@ export class PageImport {
       let batchBytes = 0
       for await (const { images, bytesRead } of reader.pages({
         live,
-        ...(afterLsn === undefined || whole ? {} : { afterLsn }),
+        ...(afterLsn === undefined ? {} : { afterLsn }),
         ...(signal === undefined ? {} : { signal }),
         ...(rescue === undefined ? {} : { rescue: page => rescue(space, page) }),
         onSkip: () => {

@@ -48,6 +48,11 @@ export class UndoWatch {
     return found
   }
 
+  /** What was settled has to be looked at once more. */
+  unsettle(): void {
+    this.#settled = undefined
+  }
+
   async #names(): Promise<string[]> {
     return (await readdir(this.#datadir)).filter(isUndoName).sort()
   }

@@ -35,6 +35,12 @@ export class ImportSession {
   readonly timeline: Timeline
   readonly startLsn: Lsn
   readonly kind: ImportKind
+  /** Whose import it is: those of others do not go on once somebody new has begun one. */
+  readonly owner: unknown
+  /** The gaps, by where they begin, that its end closes; undefined: all up to its LSN. */
+  claims: ReadonlySet<number> | undefined
+  /** It is about content that the redo does not tell, and opened a gap of its own. */
+  isSmall = false
   /** By space id: flags. */
   readonly #spaces = new Map<number, number>()
   readonly #events: CatalogueEvent[] = []
@@ -47,12 +53,17 @@ export class ImportSession {
   pages = 0
   lastUsedMs: number
 
-  constructor(id: number, timeline: Timeline, startLsn: Lsn, kind: ImportKind) {
+  constructor(id: number, timeline: Timeline, startLsn: Lsn, kind: ImportKind, owner: unknown) {
     this.id = id
+    this.owner = owner
     this.timeline = timeline
     this.startLsn = startLsn
     this.kind = kind
     this.lastUsedMs = timeline.env.nowMs()
+  }
+
+  mends(gapFrom: number): boolean {
+    return this.claims === undefined ? gapFrom <= this.startLsn : this.claims.has(gapFrom)
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
@@ -175,18 +186,16 @@ export class ImportSession {
       // A snapshot of the catalogue that was saved meanwhile lacks these events, and its LSN may be above theirs.
       await saveCatalogue(timeline.env.store, timeline.manifest, timeline.catalogue, timeline.durableLsn)
       await timeline.manifest.update(current => {
-        const gaps = [...current.gaps]
-        if (gaps.length === 0) {
+        let gaps = [...current.gaps]
+        if (this.kind === 'full' && gaps.length === 0)
           gaps.push({ from: current.startLsn, readableFrom: readableFromLsn })
-        } else {
-          // A second gap may have come before an import could mend the first one.
-          for (const [i, gap] of gaps.entries())
-            if (gap.readableFrom === LSN_MAX && gap.from <= startLsn)
-              gaps[i] = { from: gap.from, readableFrom: readableFromLsn }
-          // One that was opened for this import and turned out to be none: see `begin`.
-          for (let i = gaps.length - 1; i > 0; i--)
-            if (gaps[i]!.from === startLsn && readableFromLsn === startLsn) gaps.splice(i, 1)
-        }
+        else
+          gaps = gaps.flatMap((gap, i) => {
+            if (gap.readableFrom !== LSN_MAX || !this.mends(gap.from)) return [gap]
+            // One that was opened for this import, and turned out to be none.
+            if (i > 0 && gap.from === readableFromLsn) return []
+            return [{ from: gap.from, readableFrom: readableFromLsn }]
+          })
         return { ...current, gaps, layers: [...current.layers, ...this.#layers] }
       })
       timeline.imported(startLsn)
@@ -216,11 +225,13 @@ export class ImportSessions {
   #nextId = 1
 
   /**
-   * A partial import brings what the redo does not tell: after a gap in it, or the content of single tablespaces (IMPORT
-   * TABLESPACE). In the latter case, too, nothing after its LSN can be read before it has ended; that is made durable here,
-   * so that it holds whatever becomes of the importer.
+   * A partial import brings what the redo does not tell. If redo was lost, there is an open gap that no import is about to
+   * mend yet, and this one does. Otherwise it is about the content of single tablespaces (IMPORT TABLESPACE), maybe beside
+   * one that mends a gap: then nothing after its LSN can be read before it has ended, either, and it opens a gap of its own.
+   * That is durable when this returns, whatever becomes of the importer.
+   * @param owner a new one takes the place of all others: a timeline has one writer
    */
-  async begin(timeline: Timeline, startLsn: Lsn, kind: ImportKind): Promise<ImportSession> {
+  async begin(timeline: Timeline, startLsn: Lsn, kind: ImportKind, owner: unknown): Promise<ImportSession> {
     const { startLsn: first } = timeline.manifest.current
     if (startLsn < first)
       throw invalidError(`an import as of LSN ${startLsn} for a timeline whose redo begins at LSN ${first}`)
@@ -228,14 +239,27 @@ export class ImportSessions {
       throw invalidError(`the first import must be as of the LSN at which the timeline begins, ${first}`)
     // Ids are not to be confused with those of the process before.
     const id = (this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)
-    const session = new ImportSession(id, timeline, startLsn, kind)
+    const session = new ImportSession(id, timeline, startLsn, kind, owner)
     this.#sessions.set(id, session)
     if (kind === 'partial')
-      await timeline.manifest.update(current =>
-        current.gaps.length === 0 || current.gaps.some(gap => gap.readableFrom === LSN_MAX)
-          ? current
-          : { ...current, gaps: [...current.gaps, { from: startLsn, readableFrom: LSN_MAX }] },
-      )
+      await timeline.manifest.update(current => {
+        const others = [...this.#sessions.values()].filter(
+          other => other !== session && other.timeline === timeline && other.owner === owner,
+        )
+        const open = current.gaps.filter(gap => gap.readableFrom === LSN_MAX)
+        const isClaimed = (from: Lsn): boolean => others.some(other => other.claims?.has(from))
+        if (open.some(gap => !isClaimed(gap.from))) {
+          const small = others.filter(other => other.isSmall)
+          const mine = open.filter(gap => !small.some(other => other.claims?.has(gap.from)))
+          session.claims = new Set(mine.map(gap => gap.from))
+          return current
+        }
+        session.isSmall = true
+        // Before the end of the first import nothing can be read anyway.
+        session.claims = new Set(current.gaps.length === 0 ? [] : [startLsn])
+        if (current.gaps.length === 0) return current
+        return { ...current, gaps: [...current.gaps, { from: startLsn, readableFrom: LSN_MAX }] }
+      })
     return session
   }
 

@@ -98,7 +98,7 @@ export class PageService implements Service {
       },
       [MessageType.ImportBegin]: async ({ message }, ctx) => {
         const timeline = timelines.get(message.timeline)
-        const session = await this.imports.begin(timeline, message.startLsn, message.kind)
+        const session = await this.imports.begin(timeline, message.startLsn, message.kind, ctx.connection)
         ctx.reply({ type: MessageType.ImportBegun, session: session.id })
       },
       [MessageType.ImportSpace]: async ({ message }, ctx) => {

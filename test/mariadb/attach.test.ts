@@ -236,3 +236,46 @@ t.test('IMPORT TABLESPACE: content that is in no log', { skip }, async t => {
   await verifyClean(t, cluster, server)
   await agent.stop()
 })
+
+t.test('IMPORT TABLESPACE of two more, one right after the other', { skip }, async t => {
+  const server = await MariadbServer.create(t)
+  const cluster = await Cluster.start(t)
+  await server.script(`
+    CREATE DATABASE moved; USE moved;
+    CREATE TABLE source (id INT PRIMARY KEY, v VARCHAR(200)) ENGINE=InnoDB;
+    INSERT INTO source SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_5000;
+    CREATE TABLE target LIKE source;
+    INSERT INTO target VALUES (1, 'before');`)
+  const agent = cluster.attach(t, server.datadir, 'db')
+  await agent.saw('following')
+  await server.script('ALTER TABLE target DISCARD TABLESPACE', 'moved')
+  await server.script(
+    `FLUSH TABLES source FOR EXPORT; system cp ${server.datadir}/moved/source.ibd ${server.datadir}/moved/target.ibd; system cp ${server.datadir}/moved/source.cfg ${server.datadir}/moved/target.cfg; UNLOCK TABLES;
+     ALTER TABLE target IMPORT TABLESPACE; UPDATE target SET v = 'after' WHERE id % 10 = 0;`
+      .split('; ')
+      .join(';\n'),
+    'moved',
+  )
+  await agent.saw(/is not in the redo log \(IMPORT TABLESPACE\)/)
+  await server.script(
+    'CREATE TABLE second LIKE source; ALTER TABLE second DISCARD TABLESPACE; CREATE TABLE third LIKE source; ALTER TABLE third DISCARD TABLESPACE;',
+    'moved',
+  )
+  await server.script(
+    `FLUSH TABLES source FOR EXPORT;
+system cp ${server.datadir}/moved/source.ibd ${server.datadir}/moved/second.ibd;
+system cp ${server.datadir}/moved/source.cfg ${server.datadir}/moved/second.cfg;
+system cp ${server.datadir}/moved/source.ibd ${server.datadir}/moved/third.ibd;
+system cp ${server.datadir}/moved/source.cfg ${server.datadir}/moved/third.cfg;
+UNLOCK TABLES;
+ALTER TABLE second IMPORT TABLESPACE;
+ALTER TABLE third IMPORT TABLESPACE;
+INSERT INTO second SELECT id + 100000, v FROM source LIMIT 500;
+INSERT INTO third SELECT id + 100000, v FROM source LIMIT 500;
+`,
+    'moved',
+  )
+  await server.script('INSERT INTO target SELECT id + 100000, v FROM source LIMIT 500', 'moved')
+  await verifyClean(t, cluster, server)
+  await agent.stop()
+})
