@@ -1,8 +1,11 @@
 /**
- * zstd, synchronous, for whoever runs in a worker: node:zlib's with its sizes stated, so that it allocates exactly what
+ * zstd, synchronous for whoever runs in a worker, beside the event loop for others: node:zlib's with its sizes stated, so that it allocates exactly what
  * is needed and never more than the caller allows.
  */
-import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
+import { promisify } from 'node:util'
+import { constants, zstdDecompress as decompress, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
+
+const decompressAsync = promisify(decompress)
 
 /**
  * Levels that node:zlib can be told: -1 is its word for "unset" and would mean 3. Negative ones trade ratio for speed.
@@ -29,6 +32,17 @@ export function zstdCompress(bytes: Uint8Array, level: number): Buffer {
  */
 export function zstdDecompress(stored: Uint8Array, rawBytes: number): Buffer {
   const raw = zstdDecompressSync(stored, {
+    chunkSize: Math.max(64, rawBytes),
+    maxOutputLength: Math.max(1, rawBytes),
+  })
+  if (raw.length !== rawBytes)
+    throw new Error(`a zstd frame of ${raw.length} bytes where ${rawBytes} were expected`)
+  return raw
+}
+
+/** The same beside the event loop; `stored` must not change meanwhile. */
+export async function zstdDecompressBeside(stored: Uint8Array, rawBytes: number): Promise<Buffer> {
+  const raw = await decompressAsync(stored, {
     chunkSize: Math.max(64, rawBytes),
     maxOutputLength: Math.max(1, rawBytes),
   })

@@ -25,7 +25,7 @@
  */
 import { crc32c } from '../../../protocol/crc32c.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../../protocol/ids.ts'
-import { zstdDecompress } from '../../shared/zstd.ts'
+import { zstdDecompress, zstdDecompressBeside } from '../../shared/zstd.ts'
 import type { EntryRun, LogIndex, Term } from '../core/types.ts'
 import {
   type EntryKind,
@@ -226,16 +226,29 @@ export function decodePackFooter(bytes: Buffer, packBytes: number, header: PackH
   return footer
 }
 
-/** The raw bytes of a group or section. */
-export function unpackSection(stored: Buffer, section: PackSection, compressed: boolean): Buffer {
-  const { offset, storedBytes, rawBytes, crc } = section
+function checkSection(stored: Buffer, { offset, storedBytes, crc }: PackSection): void {
   if (stored.length !== storedBytes) throw new PackDamage(offset, 'it ends too early')
   if (crc32c(stored, 0, storedBytes) !== crc) throw new PackDamage(offset, 'wrong CRC-32C of stored bytes')
-  if (!compressed) return stored
+}
+
+/** The raw bytes of the entry table or the summary. */
+export function unpackSection(stored: Buffer, section: PackSection): Buffer {
+  checkSection(stored, section)
   try {
-    return zstdDecompress(stored, rawBytes)
+    return zstdDecompress(stored, section.rawBytes)
   } catch (error) {
-    throw new PackDamage(offset, (error as Error).message)
+    throw new PackDamage(section.offset, (error as Error).message)
+  }
+}
+
+/** The raw bytes of a group: `stored` itself, or decompressed beside the event loop. */
+export async function unpackGroup(stored: Buffer, group: PackGroup): Promise<Buffer> {
+  checkSection(stored, group)
+  if (!group.compressed) return stored
+  try {
+    return await zstdDecompressBeside(stored, group.rawBytes)
+  } catch (error) {
+    throw new PackDamage(group.offset, (error as Error).message)
   }
 }
 

@@ -60,6 +60,8 @@ export class PackCache {
   readonly #tables: LRUCache<PackFile, Loaded>
   readonly #heads: LRUCache<PackFile, PackHead>
   readonly #groups: LRUCache<string, Buffer>
+  /** On their way into the cache: whoever wants them too waits for the same. */
+  readonly #loading = new Map<string, Promise<Buffer>>()
   readonly #open = new LRUCache<PackFile, true>({
     max: OPEN_FILES_MAX,
     dispose: (_, pack) => pack.closeIfIdle(),
@@ -89,11 +91,17 @@ export class PackCache {
 
   async group(pack: PackFile, number: number, load: () => Promise<Buffer>): Promise<Buffer> {
     const key = `${pack.serial} ${number}`
-    const held = this.#groups.get(key)
+    const held = this.#groups.get(key) ?? this.#loading.get(key)
     if (held !== undefined) return held
-    const group = await load()
-    this.#groups.set(key, group)
-    return group
+    const loading = load()
+    this.#loading.set(key, loading)
+    try {
+      const group = await loading
+      this.#groups.set(key, group)
+      return group
+    } finally {
+      this.#loading.delete(key)
+    }
   }
 
   /** A pack's file was opened: of those that were not used for long, one is closed. */

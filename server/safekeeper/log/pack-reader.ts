@@ -23,6 +23,7 @@ import {
   type PackSection,
   type PackSummary,
   type PackTable,
+  unpackGroup,
   unpackSection,
 } from './pack-codec.ts'
 
@@ -79,24 +80,26 @@ export function readPackHead(source: PackSource): Promise<PackHead> {
     const size = await source.size()
     const at = Math.max(0, size - PACK_FOOTER_BYTES)
     const footer = decodePackFooter(await readAt(source, at, size - at), size, header)
-    const summary = decodeSummary(await readSection(source, footer.summary, true), header, footer)
+    const summary = decodeSummary(await readSection(source, footer.summary), header, footer)
     return { header, footer, summary }
   })
 }
 
 export function readPackTable(source: PackSource, { header, footer, summary }: PackHead): Promise<PackTable> {
   return checked(source, async () =>
-    decodeTable(await readSection(source, footer.table, true), header, summary, footer.table.offset),
+    decodeTable(await readSection(source, footer.table), header, summary, footer.table.offset),
   )
 }
 
-async function readSection(source: PackSource, section: PackSection, compressed: boolean): Promise<Buffer> {
-  return unpackSection(await readAt(source, section.offset, section.storedBytes), section, compressed)
+async function readSection(source: PackSource, section: PackSection): Promise<Buffer> {
+  return unpackSection(await readAt(source, section.offset, section.storedBytes), section)
 }
 
 /** The uncompressed bytes of a group. */
 export function readPackGroup(source: PackSource, group: PackGroup): Promise<Buffer> {
-  return checked(source, () => readSection(source, group, group.compressed))
+  return checked(source, async () =>
+    unpackGroup(await readAt(source, group.offset, group.storedBytes), group),
+  )
 }
 
 /** Finds the terms of ascending rows. */
