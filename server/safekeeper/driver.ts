@@ -671,6 +671,7 @@ export class Driver {
         waiter.reject(error)
       }
     this.dispatch({ type: 'dropped', last })
+    this.wakeUnblocked()
   }
 
   // Applying

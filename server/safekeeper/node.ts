@@ -240,7 +240,7 @@ export class CellNode {
       state = await files.loadSnapshot(index)
       kept.push(state.last)
     }
-    const isAlone = seed.length === 1 && state.membership.voters.length <= 1
+    const isAlone = state.membership.voters.length === 1
     const { log, start } = await CellLog.open({
       disk,
       clock,
@@ -259,7 +259,7 @@ export class CellNode {
       )
     }
     let recovering = node.recovering
-    if (start.damage !== undefined || log.lastIndex < state.last.index) {
+    if (start.damage !== undefined) {
       logger.error(
         { damage: start.damage, lastIndex: log.lastIndex },
         'part of the log is damaged: it is fetched from the others',
@@ -268,7 +268,12 @@ export class CellNode {
       this.node = { ...node, recovering }
       await files.saveNode(this.node)
     }
-    if (log.lastIndex < state.last.index) await log.reset(state.last)
+    // A snapshot is durable before the log is emptied in its favour: a crash may have come between.
+    const { last } = state
+    if (last.index > log.base.index && log.termAt(last.index) !== last.term) {
+      logger.info({ index: last.index, lastIndex: log.lastIndex }, 'the log begins anew after the snapshot')
+      await log.reset(last)
+    }
     const base = log.base
     const hardState = await files.loadVote()
     const baseMembership =

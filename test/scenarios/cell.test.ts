@@ -10,6 +10,7 @@ import { silentLog } from '../../server/shared/log.ts'
 import { WalWriter } from '../../server/shared/log-client.ts'
 import { SafekeeperWatch } from '../../server/shared/safekeeper-watch.ts'
 import { TestCell } from '../support/cell.ts'
+import { MemoryDisk } from '../support/memory-disk.ts'
 
 const ID = '5a'.repeat(16) as TimelineId
 const START = 8192 as Lsn
@@ -288,4 +289,29 @@ t.test('a reader leaves a safekeeper that is cut off', { timeout: 60_000 }, asyn
     })(),
     like({ kind: 'retry' }),
   )
+})
+
+t.test('disks fill: of the leader, then of a quorum', { timeout: 120_000 }, async t => {
+  const disks = new Map(['a', 'b', 'c'].map(name => [name, new MemoryDisk()]))
+  const cell = await TestCell.start(t, { segmentBytes: 1 << 20, disk: name => disks.get(name)! })
+  const writer = await newWriter(t, cell)
+  const busy = busyWriter(writer)
+  await busy.progress()
+  const first = (await cell.leader()).name
+  disks.get(first)!.capacity = disks.get(first)!.used
+  await until('the leader that cannot write hands over', () => {
+    const leader = [...cell.nodes.values()].find(node => node.safekeeper.node.leading !== undefined)
+    return leader !== undefined && leader.name !== first
+  })
+  for (let i = 0; i < 20; i++) await busy.progress()
+  t.equal((await statusOf(cell, first)).writable, false)
+  const second = (await cell.leader()).name
+  disks.get(second)!.capacity = disks.get(second)!.used
+  await until('two of three are full', async () => (await statusOf(cell, second)).writable === false)
+  for (const disk of disks.values()) disk.capacity = Number.POSITIVE_INFINITY
+  for (let i = 0; i < 20; i++) await busy.progress()
+  await busy.stop()
+  await same(cell, writer)
+  for (const name of disks.keys())
+    await until(`${name} takes entries again`, async () => (await statusOf(cell, name)).writable)
 })

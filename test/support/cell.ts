@@ -8,6 +8,7 @@ import { type Safekeeper, startSafekeeper } from '../../server/safekeeper/safeke
 import { Listener } from '../../server/shared/listener.ts'
 import { createLog, type Log } from '../../server/shared/log.ts'
 import type { ObjectStore } from '../../server/shared/object-store.ts'
+import type { Disk } from '../../server/shared/seams.ts'
 
 export interface TestNode {
   readonly name: string
@@ -21,6 +22,7 @@ export interface TestCellOptions {
   readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs?: number }
   /** Of a node, by its name. */
   readonly zone?: (name: string) => string
+  readonly disk?: (name: string) => Disk
 }
 
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
@@ -72,6 +74,7 @@ export class TestCell {
       dataDir: join(this.dir, name),
       id: name,
       zone: this.options.zone?.(name),
+      disk: this.options.disk?.(name),
       peers: options.join === undefined ? new Map(first.map(n => [n, this.addresses.get(n)!])) : undefined,
       join: options.join,
       listener,
