@@ -42,6 +42,8 @@ export interface BackupOptions {
   readonly intervalMs: number
   /** Hexadecimal digits of so many random bytes. */
   readonly randomHex: (bytes: number) => string
+  /** Runs a function after the events of this turn; setImmediate unless told. */
+  readonly soon?: ((run: () => void) => void) | undefined
 }
 
 export class Backup {
@@ -208,7 +210,7 @@ export class Backup {
     upTo: LogIndex,
     prevTerm: Term,
   ): Promise<{ bytes: Buffer; last: EntryId; rawBytes: number }> {
-    const { log } = this.#options
+    const { log, soon = setImmediate } = this.#options
     const entries = []
     let rawBytes = 0
     let next = first as number
@@ -235,7 +237,7 @@ export class Backup {
       if (made.length === 0) continue
       pieces.push(...made)
       // Compressing a group takes milliseconds, which appends should not have to wait for more than once.
-      await new Promise(resolve => setImmediate(resolve))
+      await new Promise<void>(resolve => soon(resolve))
     }
     builder.finish()
     pieces.push(...builder.take())

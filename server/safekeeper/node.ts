@@ -25,13 +25,13 @@ import type { Clock, Disk } from '../shared/seams.ts'
 import { Backup } from './backup.ts'
 import { BACKUP_NOTE, backupNote } from './backup-note.ts'
 import { findCell, type Seed } from './bootstrap.ts'
-import { CellState, decodeCommand, decodeMembership } from './cell-state.ts'
+import { CellState, decodeMembership } from './cell-state.ts'
 import { CellTimelines } from './cell-timelines.ts'
 import { createCore } from './core/consensus.ts'
 import type { CoreTiming, EntryId, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
 import { Driver } from './driver.ts'
 import { Forwarder } from './forward.ts'
-import { CellLog, type LogEntry } from './log/cell-log.ts'
+import { CellLog } from './log/cell-log.ts'
 import type { PackRunner } from './log/packer.ts'
 import { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
@@ -321,9 +321,14 @@ export class CellNode {
       events: {
         onApplied: (entry, result) => {
           snapshots.applied(entry.payload.length)
-          backup?.applied(entry.index, entry.payload.length, isOfBackup(entry))
+          const command = driver.state.lastCommand
+          backup?.applied(
+            entry.index,
+            entry.payload.length,
+            command?.do === 'note' && command.key === BACKUP_NOTE,
+          )
           timelines.applied(entry, result)
-          if (entry.kind === 'command') this.aim()
+          if (command?.do === 'node') this.aim()
         },
         onRole: (role, _, leader) => this.onRole(role, leader),
         onMembership: (membership, committed) => {
@@ -673,10 +678,4 @@ function describeMembers(
       silentMs: nodeId === self.nodeId ? 0 : driver.silentMs(nodeId),
     }
   })
-}
-
-function isOfBackup(entry: LogEntry): boolean {
-  if (entry.kind !== 'command') return false
-  const command = decodeCommand(entry.payload)
-  return command.do === 'note' && command.key === BACKUP_NOTE
 }

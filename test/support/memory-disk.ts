@@ -60,13 +60,14 @@ export class MemoryDisk implements Disk {
 
   /**
    * Power loss: every unsynced write is kept, lost or torn as `choose` says (a fraction of it: 1, 0 or between; in units
-   * of 512 bytes). Names are those that were synced; file handles are dead afterwards.
+   * of 512 bytes). Names are those that were synced; file handles are dead afterwards. `which`: only these files.
    */
-  crash(choose: () => number): MemoryDisk {
+  crash(choose: () => number, which: (path: string) => boolean = () => true): MemoryDisk {
     const after = new MemoryDisk()
     after.dirs = new Set(this.dirs)
     const survivors = new Map<Content, Content>()
     for (const [path, content] of this.durableNames) {
+      if (!which(path)) continue
       let survivor = survivors.get(content)
       if (survivor === undefined) {
         let bytes: Buffer = Buffer.from(content.durable)
