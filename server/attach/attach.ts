@@ -21,16 +21,17 @@ import { formatBytes } from '../shared/format.ts'
 import type { WalWriter } from '../shared/log-client.ts'
 import type { Progress } from '../shared/progress.ts'
 import { EncryptionWatch, encryptionError } from './encryption-watch.ts'
-import { FileCapture, type FileSink } from './file-capture.ts'
+import { FileCapture } from './file-capture.ts'
 import type { FileRules } from './file-rules.ts'
 import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts'
 import { PageImport } from './page-import.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
-import { RingTail, readCheckpoint, type TailStep } from './ring-tail.ts'
+import { RingTail, readCheckpoint, serverVersion, type TailStep } from './ring-tail.ts'
 import { SideImports } from './side-imports.ts'
 import { SpaceTracker } from './space-tracker.ts'
 import {
   createTimeline,
+  fileSink,
   findTimeline,
   openServers,
   openWriter,
@@ -196,7 +197,7 @@ class Session {
     const begin = tail.position
     this.#capture = new FileCapture({
       datadir: options.datadir,
-      sink: this.#fileSink(),
+      sink: fileSink(servers.pageServer, timeline),
       position: options.live ? () => tail.position : () => begin,
       ...(options.rules ? { rules: options.rules } : {}),
       warn: text => options.progress.message(text),
@@ -412,23 +413,6 @@ class Session {
     for (const { message } of files) this.#capture.assume(message.files)
   }
 
-  #fileSink(): FileSink {
-    const { pageServer } = this.#servers
-    const timeline = this.#timeline
-    return {
-      putPiece: async (version, offset, piece) => {
-        const { path, lsn, mode, mtimeMs, totalBytes } = version
-        await pageServer.request(
-          { type: MessageType.FilePut, timeline, path, lsn, mode, mtimeMs, totalBytes, offset },
-          { bulk: piece },
-        )
-      },
-      remove: async (path, lsn) => {
-        await pageServer.request({ type: MessageType.FileDelete, timeline, path, lsn })
-      },
-    }
-  }
-
   /** Begins an import. The redo is at rest while this runs, so that none beyond the start LSN comes before it. */
   async #beginJob(job: ImportJob): Promise<void> {
     this.#job?.abort.abort()
@@ -606,12 +590,4 @@ class Session {
     this.#encryptionSeenAt = now
     await scanDatadir(this.#o.datadir, { live: true })
   }
-}
-
-/** From the log's header: "MariaDB 10.11.18" becomes "10.11.18-MariaDB". */
-async function serverVersion(path: string): Promise<string> {
-  const tail = await RingTail.open(path)
-  const match = /(\d+\.\d+\.\d+)/.exec(tail.creator)
-  await tail.close()
-  return match ? `${match[1]}-MariaDB` : ''
 }

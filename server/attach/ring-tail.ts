@@ -161,6 +161,14 @@ export async function readCheckpoint(path: string): Promise<LogCheckpoint> {
   return log.head.checkpoint
 }
 
+/** From a log's header: "MariaDB 10.11.18" becomes "10.11.18-MariaDB". */
+export async function serverVersion(path: string): Promise<string> {
+  const log = await openLog(path)
+  await log.file.close()
+  const match = /(\d+\.\d+\.\d+)/.exec(log.head.creator)
+  return match ? `${match[1]}-MariaDB` : ''
+}
+
 export interface RingTailOptions {
   /** Where to begin: the end of a mini-transaction. Default: the newest checkpoint. */
   readonly fromLsn?: Lsn

@@ -12,6 +12,7 @@ import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { silentLog } from '../shared/log.ts'
 import { WalWriter } from '../shared/log-client.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
+import type { FileSink } from './file-capture.ts'
 
 export interface ServerOptions {
   readonly connect: readonly Address[]
@@ -115,4 +116,20 @@ export function openWriter(
     signal: options.signal,
     onHeldUp,
   })
+}
+
+/** Where captured files go: to the page server. */
+export function fileSink(pageServer: Connection, timeline: TimelineId): FileSink {
+  return {
+    putPiece: async (version, offset, piece) => {
+      const { path, lsn, mode, mtimeMs, totalBytes } = version
+      await pageServer.request(
+        { type: MessageType.FilePut, timeline, path, lsn, mode, mtimeMs, totalBytes, offset },
+        { bulk: piece },
+      )
+    },
+    remove: async (path, lsn) => {
+      await pageServer.request({ type: MessageType.FileDelete, timeline, path, lsn })
+    },
+  }
 }
