@@ -57,7 +57,7 @@ export interface CellLogOptions {
   readonly packs?: PackRunner | 'off'
   /** When; default: at once if they are made in place, else when it is quiet. */
   readonly packPolicy?: PackPolicy
-  /** zstd level of packs; default 2. */
+  /** zstd level of packs; default 3. */
   readonly packLevel?: number
   /** A sync or write failed: what is on disk is unknown, the process must end. */
   onFatal(error: Error): void

@@ -21,6 +21,9 @@ const SMALL_PART = 1 / 64
 const JOIN_MIN = 4
 /** into one of at most so many entries. */
 const JOINED_ENTRIES_MAX = 1 << 20
+/** With so many sealed segments waiting, speed counts more than size. */
+const HURRY_SEGMENTS = 4
+const HURRY_LEVEL = 1
 /** Packs that one trim looks into beyond the first that must stay: bounds what it reads. */
 const EXAMINED_MAX = 32
 
@@ -129,9 +132,11 @@ export class Packing {
   }
 
   async #packSegment(): Promise<boolean> {
-    const { files, index, level } = this.#options
+    const { files, index } = this.#options
     const segment = this.#nextSegment()
     if (segment === undefined) return false
+    const level =
+      files.raws.length > HURRY_SEGMENTS + 1 ? Math.min(HURRY_LEVEL, this.#options.level) : this.#options.level
     const { firstIndex, lastIndex } = segment
     const done = await this.#job([segment], {
       type: 'segment',
