@@ -162,10 +162,10 @@ export class LogFiles {
     })
   }
 
-  /** Makes the file that the next `roll` will use, ahead of need, unless there is one. */
-  prepare(): Promise<void> {
+  /** Makes the file that the next `roll` will use, ahead of need, unless there is one; filled with zeros or sparse. */
+  prepare(fill: boolean): Promise<void> {
     return this.exclusive(async () => {
-      if (this.#spares.length === 0) await this.#makeSpare(true)
+      if (this.#spares.length === 0) await this.#makeSpare(fill)
     })
   }
 

@@ -16,8 +16,8 @@
  *
  * A segment under its final name says: all of the log before its first index is durable. It is prepared under the name
  * `spare-<number>.seg`, synced, and renamed. A packed segment becomes a spare. A sync of space that was written before
- * costs half of one that must also record new blocks; so where the log grows slowly a new spare is filled with zeros in
- * the background, and where it grows fast it is left sparse, because there the second writing would cost more.
+ * costs half of one that must also record new blocks; so where the log grows slowly and by small syncs a new spare is filled
+ * with zeros in the background; else it is left sparse, because there the second writing would cost more.
  */
 import { join } from 'node:path'
 import { crc32c } from '../../../protocol/crc32c.ts'
@@ -32,6 +32,8 @@ export const CELL_SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
 const MAGIC = Buffer.from('PLCELSEG', 'latin1')
 const VERSION = 2
 const ZERO_SLICE_BYTES = 1024 * 1024
+/** Zeros that are synced at once: appends to the segment before are synced in between, and do not wait for all of them. */
+const ZERO_SYNC_BYTES = 4 * ZERO_SLICE_BYTES
 
 export interface SegmentHeader {
   readonly firstIndex: LogIndex
@@ -108,8 +110,10 @@ export async function writeZeros(disk: Disk, path: string, bytes: number, fill: 
   const file = await disk.open(path, 'create')
   try {
     const zeros = Buffer.alloc(fill ? Math.min(ZERO_SLICE_BYTES, bytes) : 1)
-    for (let at = fill ? 0 : bytes - 1; at < bytes; at += zeros.length)
+    for (let at = fill ? 0 : bytes - 1; at < bytes; at += zeros.length) {
       await file.write([zeros.subarray(0, Math.min(zeros.length, bytes - at))], at)
+      if (fill && (at + zeros.length) % ZERO_SYNC_BYTES === 0) await file.datasync()
+    }
     await file.datasync()
   } catch (error) {
     // A disk that is full must not stay so because of what did not fit.
