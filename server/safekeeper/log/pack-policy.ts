@@ -24,10 +24,10 @@ export const PACK_WHEN_QUIET: PackPolicy = {
   rowsMax: 4 * 1024 * 1024,
 }
 
-/** Over less time a rate says nothing. */
-const SAMPLE_MS = 2000
+/** Over less time a rate says nothing: who reads a log may be busy for seconds with what came before. */
+const SAMPLE_MS = 5000
 
-/** Tells from the traffic whether it is quiet. Asked now and then; what it says is of the last two seconds or more. */
+/** Tells from the traffic whether it is quiet. Asked now and then; what it says is of the last five seconds or more. */
 export class Quiet {
   readonly #policy: PackPolicy
   readonly #nowMs: () => number

@@ -5,7 +5,7 @@ import type { LogIndex } from '../../../../server/safekeeper/core/types.ts'
 import { PACK_WHEN_QUIET, type PackPolicy, Quiet } from '../../../../server/safekeeper/log/pack-policy.ts'
 import { createLog, redo, SEGMENT_BYTES, T1 } from '../../../support/cell-log-rig.ts'
 
-t.test('quiet is little traffic over two seconds', async t => {
+t.test('quiet is little traffic over five seconds', async t => {
   let ms = 1000
   let bytes = 5e9
   const quiet = new Quiet(
@@ -14,12 +14,12 @@ t.test('quiet is little traffic over two seconds', async t => {
     () => bytes,
   )
   t.notOk(quiet.isQuiet, 'nothing is known yet')
-  ms += 1999
+  ms += 4999
   t.notOk(quiet.isQuiet)
   ms += 1
   t.ok(quiet.isQuiet)
-  bytes += 100e6
-  ms += 1000
+  bytes += 250e6
+  ms += 4000
   t.ok(quiet.isQuiet, 'what it was when it was last looked at')
   ms += 1000
   t.notOk(quiet.isQuiet, '50 MB/s')
@@ -59,10 +59,10 @@ t.test(
     }
     await write(40)
     t.match(log.stats(), { packs: 0, rawSegments: 14 }, 'nothing is known of the traffic yet')
-    ms += 3000
+    ms += 6000
     await stay()
     t.equal(log.stats().packs, 0, 'too much of it')
-    ms += 1000
+    ms += 4000
     await stay()
     t.equal(log.stats().packs, 0, 'not yet looked at again')
     ms += 1000
@@ -72,7 +72,7 @@ t.test(
     const { packs } = log.stats()
     t.equal(packs, 13)
     // Reading counts as well.
-    ms += 2000
+    ms += 5000
     const cursor = log.timelineCursor(T1, 1000 as Lsn)
     for (let chunk = await cursor.next(); chunk !== undefined; chunk = await cursor.next()) chunk.release()
     cursor.close()
