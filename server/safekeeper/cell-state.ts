@@ -16,6 +16,7 @@ export const CONSUMERS_MAX = 64
 export const TIMELINES_MAX = 100_000
 const NOTE_BYTES_MAX = 64 * 1024
 const NOTES_MAX = 10_000
+const NO_TIMELINE = '0'.repeat(32)
 
 const lsn = z
   .int()
@@ -181,6 +182,8 @@ function parseJson(payload: Uint8Array, what: string): unknown {
 export class CellState {
   /** The last entry applied. */
   last: EntryId
+  /** What the last entry applied said, if it was a command. */
+  lastCommand: CellCommand | undefined
   /** Of the last membership entry applied; the core knows of newer ones. */
   membership: Membership
   readonly nodes = new Map<NodeId, NodeInfo>()
@@ -213,6 +216,7 @@ export class CellState {
   }
 
   private take(entry: StateEntry): Applied {
+    this.lastCommand = undefined
     switch (entry.kind) {
       case 'noop':
         return OK
@@ -223,7 +227,8 @@ export class CellState {
       case 'gap':
         return this.takeRedo(entry)
       case 'command':
-        return this.takeCommand(decodeCommand(entry.payload))
+        this.lastCommand = decodeCommand(entry.payload)
+        return this.takeCommand(this.lastCommand)
     }
   }
 
@@ -242,6 +247,8 @@ export class CellState {
     switch (command.do) {
       case 'create':
       case 'branch': {
+        // It stands for "none" on the wire and in the log.
+        if (command.timeline === NO_TIMELINE) return invalid(`a timeline's id cannot be all zeros`)
         if (this.tombstones.has(command.timeline))
           return invalid(`timeline ${command.timeline} was deleted; take a new id`)
         const known = this.timelines.get(command.timeline)

@@ -20,7 +20,6 @@ import {
   appendFault,
   type CellCommand,
   type CellState,
-  decodeCommand,
   type TimelineState,
 } from './cell-state.ts'
 import { commandDraft, type Draft, type Driver } from './driver.ts'
@@ -421,9 +420,9 @@ export class CellTimelines {
   applied(entry: LogEntry, result: Applied): void {
     if (result.void) return
     if (entry.timeline !== undefined) this.wake(entry.timeline)
-    else if (entry.kind === 'command') {
-      const command = decodeCommand(entry.payload)
-      if (command.do === 'delete')
+    else {
+      const command = this.state.lastCommand
+      if (command?.do === 'delete')
         this.bury(command.timeline, invalidError(`timeline ${command.timeline} was deleted`))
     }
   }

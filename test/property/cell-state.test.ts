@@ -130,7 +130,7 @@ t.test('10,000 timelines: an entry costs the same', async t => {
   let index = 0
   const apply = (step: Step) => state.apply(entryOf(state, step))
   for (; index < 10_000; index++) {
-    const timeline = index.toString(16).padStart(32, '0') as TimelineId
+    const timeline = (index + 1).toString(16).padStart(32, '0') as TimelineId
     const command: CellCommand = { do: 'create', timeline, name: `t-${index}`, startLsn: 100 as Lsn }
     if (apply({ kind: 'command', command }).void) t.fail('void')
   }

@@ -54,6 +54,8 @@ t.test('writers and redo', async t => {
   t.equal(why(run(state, { do: 'create', timeline: A, name: 'a', startLsn: lsn(100) })), 'ok', 'again')
   t.match(why(run(state, { do: 'create', timeline: A, name: 'b', startLsn: lsn(100) })), /exists as "a"/)
   t.match(why(run(state, { do: 'create', timeline: B, name: 'a', startLsn: lsn(1) })), /named "a"/)
+  const none = '0'.repeat(32) as TimelineId
+  t.match(why(run(state, { do: 'create', timeline: none, name: 'z', startLsn: lsn(1) })), /all zeros/)
   t.equal(why(run(state, { do: 'open', timeline: A, writer: 'w1' })), 'ok')
   t.equal(why(redo(state, A, 1, 100, 110)), 'ok')
   t.match(why(redo(state, A, 1, 111, 120)), /refresh: append at LSN 111.* ends at 110/)
