@@ -17,6 +17,7 @@ import { crc32c } from '../../protocol/crc32c.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import type { EntryId, LogIndex, Term } from '../../server/safekeeper/core/types.ts'
 import { CellLog, type LogEntry } from '../../server/safekeeper/log/cell-log.ts'
+import { PACK_AT_ONCE } from '../../server/safekeeper/log/pack-policy.ts'
 import { workerPackRunner } from '../../server/safekeeper/log/pack-pool.ts'
 import { silentLog } from '../../server/shared/log.ts'
 import { nodeClock, nodeDisk } from '../../server/shared/node-seams.ts'
@@ -91,6 +92,7 @@ async function log(
     log: silentLog,
     appliedTo: 0 as LogIndex,
     packs: packs ? workerPackRunner() : 'off',
+    packPolicy: PACK_AT_ONCE,
     onFatal: error => {
       throw error
     },

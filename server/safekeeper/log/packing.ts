@@ -21,9 +21,8 @@ const SMALL_PART = 1 / 64
 const JOIN_MIN = 4
 /** into one of at most so many entries. */
 const JOINED_ENTRIES_MAX = 1 << 20
-/** With so many sealed segments waiting, speed counts more than size. */
-const HURRY_SEGMENTS = 4
-const HURRY_LEVEL = 1
+/** zstd's level while more is appended than can be packed in quiet times. */
+const FORCED_LEVEL = 1
 /** Packs that one trim looks into beyond the first that must stay: bounds what it reads. */
 const EXAMINED_MAX = 32
 
@@ -135,8 +134,9 @@ export class Packing {
     const { files, index } = this.#options
     const segment = this.#nextSegment()
     if (segment === undefined) return false
-    const level =
-      files.raws.length > HURRY_SEGMENTS + 1 ? Math.min(HURRY_LEVEL, this.#options.level) : this.#options.level
+    // Not quiet, and it is time all the same: so much waits that speed counts more than size.
+    const isForced = !this.#quiet.isQuiet && this.#hurried === 0
+    const level = isForced ? Math.min(FORCED_LEVEL, this.#options.level) : this.#options.level
     const { firstIndex, lastIndex } = segment
     const done = await this.#job([segment], {
       type: 'segment',
