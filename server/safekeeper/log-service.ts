@@ -41,7 +41,7 @@ export function logService(node: CellNode): Service {
       const begun = node.metrics.appendBegun()
       return timelines.append(timeline, epoch, beginLsn, wallTimeUs, bulk, header.bulkCrc).then(lsn => {
         node.metrics.appendDone(begun, bulk.length)
-        ctx.reply({ type: MessageType.WalAppended, flushedLsn: lsn, committedLsn: lsn })
+        ctx.reply({ type: MessageType.WalAppended, flushedLsn: lsn, committedLsn: lsn }, { soon: true })
       })
     }),
     [MessageType.WalSkip]: lead(async (timelines, { message }, ctx) => {

@@ -132,6 +132,7 @@ export class Peers implements PeerTransport {
       { type: MessageType.PeerRaft, message },
       {
         more: true,
+        soon: true,
         sent: () => {
           lane.pending--
         },
@@ -153,7 +154,7 @@ export class Peers implements PeerTransport {
     lane.pending += bytes
     lane.ctx.reply(
       { type: MessageType.PeerAppend, ...head, entries },
-      { bulk: payloads, more: true, sent: () => this.sent(peer!, lane, bytes) },
+      { bulk: payloads, more: true, soon: true, sent: () => this.sent(peer!, lane, bytes) },
     )
   }
 

@@ -21,6 +21,8 @@ export interface ReplyOptions {
   /** More frames of this answer follow. */
   readonly more?: boolean | undefined
   readonly compress?: boolean | undefined
+  /** Leaves when the callback that runs has ended, and does not wait for what the rest of this turn answers: one more system call. */
+  readonly soon?: boolean | undefined
   /** Called once when the bulk's memory is no longer needed: the kernel has it, or the connection is gone. */
   readonly sent?: (() => void) | undefined
 }

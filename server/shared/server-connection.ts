@@ -77,6 +77,7 @@ export class ServerConnection {
   /** Nothing is read until it is known whose connection this is. */
   private authenticating = false
   private corked = false
+  private uncorksSoon = false
   private inEvent = false
   private gone = false
   private closing = false
@@ -377,7 +378,7 @@ export class ServerConnection {
       bulkCrc: options.bulkCrc,
       compress: options.compress === true && (this.features & Feature.ZSTD) !== 0,
     })
-    this.cork()
+    this.cork(options.soon === true)
     const last = pieces.length - 1
     let bytes = 0
     for (let i = 0; i <= last; i++) {
@@ -416,12 +417,20 @@ export class ServerConnection {
     } as AnyMessage)
   }
 
-  private cork(): void {
-    if (this.corked) return
-    this.corked = true
-    this.socket.cork()
-    // Outside a readable event: all that other events of this turn answer leaves together.
-    if (!this.inEvent) setImmediate(() => this.uncork())
+  private cork(soon: boolean): void {
+    if (!this.corked) {
+      this.corked = true
+      this.socket.cork()
+      // Outside a readable event: all that other events of this turn answer leaves together.
+      if (!this.inEvent && !soon) setImmediate(() => this.uncork())
+    }
+    if (soon && !this.inEvent && !this.uncorksSoon) {
+      this.uncorksSoon = true
+      process.nextTick(() => {
+        this.uncorksSoon = false
+        this.uncork()
+      })
+    }
   }
 
   private uncork(): void {
