@@ -1,0 +1,69 @@
+/** What `palimpsest status` says about a cell, and how `--peers` is read. */
+import t from 'tap'
+import { type CellStatusReply, MessageType } from '../../../protocol/messages.ts'
+import { cellComplaints, cellTable } from '../../../server/commands/cell-status.ts'
+import { peersArgument } from '../../../server/commands/safekeeper.ts'
+
+const id = (name: string) => `${name}.0000000000000001`
+
+function status(name: string, zones: readonly string[]): CellStatusReply {
+  return {
+    type: MessageType.CellStatusReply,
+    nodeId: id(name),
+    cellId: 'cd'.repeat(16),
+    role: name === 'a' ? 'leader' : 'follower',
+    zone: '',
+    term: 3,
+    leader: id('a'),
+    leaderAddress: 'h:1',
+    leaderSilentMs: 0,
+    beginIndex: 1,
+    lastIndex: 10,
+    flushedIndex: 9,
+    commitIndex: 9,
+    appliedIndex: 9,
+    diskBytes: 2 ** 20,
+    rawBytes: 1000,
+    storedBytes: 250,
+    timelines: 1,
+    writable: true,
+    lastError: '',
+    members: ['a', 'b', 'c'].map((member, i) => ({
+      nodeId: id(member),
+      address: 'h:1',
+      zone: zones[i]!,
+      kind: 'voter' as const,
+      matchIndex: 9,
+      silentMs: 0,
+    })),
+  }
+}
+
+t.test('what wants attention', async t => {
+  const view = (zones: string[], up = ['a', 'b', 'c']) => ({
+    cell: status('a', zones),
+    nodes: ['a', 'b', 'c'].map(name => ({
+      name,
+      status: up.includes(name) ? status(name, zones) : undefined,
+    })),
+  })
+  t.same(cellComplaints(view(['', '', ''])), [])
+  t.same(cellComplaints(view(['x', 'y', 'z'])), [])
+  t.match(cellComplaints(view(['x', 'y', 'x'])), [/2 of 3 safekeepers stand in zone x/])
+  t.match(cellComplaints(view(['', '', ''], ['a', 'c'])), [/no answer from safekeeper b: not one more/])
+  t.match(cellComplaints(view(['', '', ''], ['a'])), [/b, c: no quorum is left/])
+  t.match(cellTable(view(['', '', ''], ['a', 'c'])), /leader[\s\S]*no answer[\s\S]*75 % less/)
+})
+
+t.test('--peers', async t => {
+  t.same(
+    [...peersArgument('a=h:1, b=h:2,c=[::1]:3')],
+    [
+      ['a', { host: 'h', port: 1 }],
+      ['b', { host: 'h', port: 2 }],
+      ['c', { host: '::1', port: 3 }],
+    ],
+  )
+  for (const wrong of ['a', 'a=h', 'a=h:1,b=h:2', 'a=h:1,a=h:2,b=h:3', 'a.b=h:1'])
+    t.throws(() => peersArgument(wrong))
+})
