@@ -43,7 +43,8 @@ export function zstdDecompress(stored: Uint8Array, rawBytes: number): Buffer {
 /** The same beside the event loop; `stored` must not change meanwhile. */
 export async function zstdDecompressBeside(stored: Uint8Array, rawBytes: number): Promise<Buffer> {
   const raw = await decompressAsync(stored, {
-    chunkSize: Math.max(64, rawBytes),
+    // A byte more than is filled: a full piece of output would make it take another one.
+    chunkSize: Math.max(64, rawBytes + 1),
     maxOutputLength: Math.max(1, rawBytes),
   })
   if (raw.length !== rawBytes)
