@@ -1,4 +1,4 @@
-/** `palimpsest timeline list|show|branch|rename|delete`: the timelines of a cluster, as the page server and the safekeeper know them. */
+/** `palimpsest timeline list|show|branch|rename|consumers|delete`: the timelines of a cluster, as the page server and the safekeeper know them. */
 
 import { randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline/promises'
@@ -34,7 +34,9 @@ import {
 const BRANCH_MS = 60_000
 
 export function registerTimeline(program: Command): void {
-  const timeline = program.command('timeline').description('list, show, branch, rename or delete timelines')
+  const timeline = program
+    .command('timeline')
+    .description('list, show, branch, rename or delete timelines; who needs their log')
 
   addClientOptions(timeline.command('list').description('all timelines, one a line')).action(
     async (options: ClientOptions) => {
@@ -107,6 +109,31 @@ export function registerTimeline(program: Command): void {
     })
     if (options.json) printJson({ timeline: summary.timeline, before: summary.name, name })
     else console.log(`${summary.name} is now called ${name}`)
+  })
+
+  addClientOptions(
+    timeline
+      .command('consumers <name-or-id>')
+      .description('who needs the log of a timeline, and from where: it is kept for the slowest')
+      .option('--drop <CONSUMER>', 'forget one that will not come back'),
+  ).action(async (nameOrId: string, options: ClientOptions & { drop?: string }) => {
+    const { summary } = await withConnection(options, Role.PAGESERVER, connection =>
+      findTimeline(connection, nameOrId),
+    )
+    const { timeline } = summary
+    const { consumers } = await withConnection(options, Role.SAFEKEEPER, async connection => {
+      const state = (await connection.request({ type: MessageType.WalState, timeline })).message
+      if (options.drop === undefined) return state
+      if (!state.consumers.some(({ consumer }) => consumer === options.drop))
+        throw invalidError(`the log of ${summary.name} has no consumer ${options.drop}`)
+      await connection.request({ type: MessageType.WalConsumerDrop, timeline, consumer: options.drop })
+      return (await connection.request({ type: MessageType.WalState, timeline })).message
+    })
+    if (options.json) return printJson(consumers)
+    if (consumers.length === 0)
+      return console.log(`nobody has asked for the log of ${summary.name} to be kept`)
+    for (const { consumer, durableLsn } of consumers)
+      console.log(`${consumer} needs the log of ${summary.name} from LSN ${durableLsn} on`)
   })
 
   addClientOptions(
