@@ -159,6 +159,14 @@ export function isConsistent(
   return beginLsn === 0 && endLsn === 0 && epoch === 0 && (kind !== 'noop' || payloadBytes === 0)
 }
 
+/**
+ * Whether `bytes[begin, end)` is the entry's payload. Dropped redo has none: its CRC still tells what was there, so that an
+ * append which comes again is known.
+ */
+export function isPayloadRight(header: EntryHeader, bytes: Uint8Array, begin: number, end: number): boolean {
+  return header.dropped ? begin === end : crc32c(bytes, begin, end) === header.payloadCrc
+}
+
 /** The entry whose payload was found in its place. */
 export function entryOf(header: EntryHeader, payload: Uint8Array): LogEntry {
   const { index, term, kind, timeline, epoch, beginLsn, endLsn, wallTimeUs, payloadCrc, dropped } = header

@@ -4,12 +4,18 @@
  * writes is a `.tmp` beside the log; the log puts it in its place (LogFiles.adopt).
  */
 import { join } from 'node:path'
-import { crc32c } from '../../../protocol/crc32c.ts'
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import { corruptError } from '../../shared/errors.ts'
 import type { Disk, DiskFile } from '../../shared/seams.ts'
 import type { LogIndex, Term } from '../core/types.ts'
-import { decodeEntryHeader, ENTRY_HEADER_BYTES, entryBytes, entryOf, NO_PAYLOAD } from './entry.ts'
+import {
+  decodeEntryHeader,
+  ENTRY_HEADER_BYTES,
+  entryBytes,
+  entryOf,
+  isPayloadRight,
+  NO_PAYLOAD,
+} from './entry.ts'
 import { PackBuilder } from './pack-builder.ts'
 import type { PackEntry, PackHeader } from './pack-codec.ts'
 import { packEntries } from './pack-reader.ts'
@@ -130,7 +136,7 @@ async function* segmentEntries(disk: Disk, job: SegmentJob): AsyncGenerator<Pack
       await need(ENTRY_HEADER_BYTES + header.payloadBytes)
       const begin = at - windowAt + ENTRY_HEADER_BYTES
       const end = begin + header.payloadBytes
-      if (end > window.length || crc32c(window, begin, end) !== header.payloadCrc)
+      if (end > window.length || !isPayloadRight(header, window, begin, end))
         damaged('the entry there has a wrong payload CRC-32C')
       at += entryBytes(header.payloadBytes)
       yield { ...entryOf(header, window.subarray(begin, end)), isVoid: voids.has(index) }

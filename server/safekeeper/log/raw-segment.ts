@@ -1,5 +1,4 @@
 /** A raw segment as it is known in memory: where each entry lies, and how ranges of them are read and checked. */
-import { crc32c } from '../../../protocol/crc32c.ts'
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import { corruptError } from '../../shared/errors.ts'
 import type { Disk, DiskFile } from '../../shared/seams.ts'
@@ -11,6 +10,7 @@ import {
   type EntryKind,
   entryBytes,
   entryOf,
+  isPayloadRight,
   KIND_NUMBERS,
   kindOfNumber,
   type LogEntry,
@@ -135,7 +135,7 @@ export class RawSegment {
       if (header.index !== index) this.#damaged(offset, index, `the entry there has index ${header.index}`)
       const payloadAt = at + ENTRY_HEADER_BYTES
       const payloadEnd = payloadAt + header.payloadBytes
-      if (payloadEnd > got || crc32c(bytes, payloadAt, payloadEnd) !== header.payloadCrc)
+      if (payloadEnd > got || !isPayloadRight(header, bytes, payloadAt, payloadEnd))
         this.#damaged(offset, index, 'the entry there has a wrong payload CRC-32C', header)
       entries.push(entryOf(header, bytes.subarray(payloadAt, payloadEnd)))
     }
@@ -218,7 +218,7 @@ export class RawSegment {
         this.#damaged(offset, index, `another entry is there, of index ${header.index}`, header)
       const begin = at + ENTRY_HEADER_BYTES
       const end = begin + header.payloadBytes
-      if (end - shift > this.offsetOf(index + 1) || crc32c(buffer, begin, end) !== header.payloadCrc)
+      if (end - shift > this.offsetOf(index + 1) || !isPayloadRight(header, buffer, begin, end))
         this.#damaged(offset, index, 'the entry there has a wrong payload CRC-32C', header)
       const { kind, endLsn, wallTimeUs, payloadCrc, dropped } = header
       chunks[rows.length - 1 - i] = {

@@ -4,7 +4,6 @@
  * end of the log after a crash", has the rules and why they suffice.
  */
 import { join } from 'node:path'
-import { crc32c } from '../../../protocol/crc32c.ts'
 import { PalimpsestError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Disk } from '../../shared/seams.ts'
@@ -15,6 +14,7 @@ import {
   ENTRY_MAGIC_BYTES,
   type EntryHeader,
   entryBytes,
+  isPayloadRight,
 } from './entry.ts'
 import type { PackSummary } from './pack-codec.ts'
 import { type PackCache, PackFile } from './pack-file.ts'
@@ -249,7 +249,7 @@ class LogScan {
       const payloadEnd = payloadAt + header.payloadBytes
       if (
         offset + entryBytes(header.payloadBytes) > bytes.length ||
-        crc32c(bytes, payloadAt, payloadEnd) !== header.payloadCrc
+        !isPayloadRight(header, bytes, payloadAt, payloadEnd)
       )
         return 'an entry with a wrong payload CRC-32C'
       if (header.term < this.terms.lastTerm)
