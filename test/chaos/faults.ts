@@ -193,7 +193,7 @@ const rotate: Fault = {
   },
 }
 
-function replace(whom: Whom): Fault {
+export function replace(whom: Whom): Fault {
   return {
     name: 'replace',
     text: `member replace of ${whom === 'leader' ? 'the leader' : 'a follower'}`,
