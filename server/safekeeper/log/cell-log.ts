@@ -33,6 +33,8 @@ export type { Damage } from './recovery.ts'
 export type { TimelineChunk, TimelineCursor } from './timeline-cursor.ts'
 
 const RESERVE_BYTES_DEFAULT = 8 * 1024 * 1024
+/** What an append costs besides its bytes, in the time of so many bytes. */
+const APPEND_TRAFFIC_BYTES = 8192
 /** How often a read begins again because the file that it read was replaced in the meantime. */
 const READ_ATTEMPTS_MAX = 8
 
@@ -99,7 +101,7 @@ export class CellLog {
   readonly #cache: PackCache
   readonly #packing: Packing | undefined
   readonly #windows = new ReadWindows()
-  /** Redo written, and read by timelines' readers. */
+  /** Redo written, each entry a little more than it has, and read by timelines' readers. */
   #trafficBytes = 0
   #trimming: Promise<unknown> = Promise.resolve()
   #appliedIndex: number
@@ -275,7 +277,7 @@ export class CellLog {
    */
   append(entries: readonly LogEntry[]): void {
     this.#writer.append(entries)
-    for (const { payload } of entries) this.#trafficBytes += payload.length
+    for (const { payload } of entries) this.#trafficBytes += payload.length + APPEND_TRAFFIC_BYTES
   }
 
   /** Cuts the log after `index`, durably when it resolves. Never below what was applied. */
