@@ -105,7 +105,8 @@ async function startCell(
       packs: workerPackRunner(),
       metrics,
     })
-    parts.push(safekeeper)
+    // All end together: there is nobody to hand over to.
+    parts.push({ close: () => safekeeper.close() })
     running.push(safekeeper)
   }
   watch.readiness.add('cell', () => running[0]!.node.unready)

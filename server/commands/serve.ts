@@ -74,6 +74,8 @@ export function outgoingSecurity(options: ServeOptions): ConnectionSecurity | un
 
 /** A part of a server that runs until it is closed. One that cannot go on (a failed fsync) ends the process itself. */
 export interface Part {
+  /** While clients and peers are still connected: what makes the end easier for them. */
+  retire?(): Promise<void>
   close(): Promise<void>
 }
 
@@ -126,6 +128,7 @@ async function serveWatched(
     // From here on others should be asked.
     watch.readiness.add('stopping', () => 'it was told to stop')
     log.info({ signal }, 'stopping')
+    for (const part of parts) await part.retire?.()
   } finally {
     await listener.close()
     for (const part of parts.reverse()) await part.close()

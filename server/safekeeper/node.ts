@@ -45,6 +45,7 @@ const PEER_DEADLINE_MS = 5000
 /** A request that finds no leader waits for one so long. */
 const LEADER_WAIT_MS = 3000
 const HOUSEKEEPING_MS = 500
+const RETIRE_MS = 1000
 /** Rounds of housekeeping. */
 const TRIM_EVERY = 4
 
@@ -240,7 +241,8 @@ export class CellNode {
       state = await files.loadSnapshot(index)
       kept.push(state.last)
     }
-    const isAlone = state.membership.voters.length === 1
+    const { voters } = state.membership
+    const isAlone = voters.length === 1 && voters[0] === node.nodeId
     const { log, start } = await CellLog.open({
       disk,
       clock,
@@ -288,6 +290,7 @@ export class CellNode {
       self: node.nodeId,
       hardState,
       base,
+      applied: state.last.index,
       runs: log.lastIndex === base.index ? [] : start.runs,
       memberships,
       recovering,
@@ -351,6 +354,7 @@ export class CellNode {
       {
         driver,
         cellId,
+        seed,
         self: this.self,
         clock,
         log: logger,
@@ -399,8 +403,9 @@ export class CellNode {
       if (configured !== undefined) targets.set(nameOf(id), configured)
     }
     const names = new Set([...member.members.all].map(nameOf))
-    // Those that were removed are not asked any more; before anything is known, all are.
-    if (names.size > 0) for (const name of targets.keys()) if (!names.has(name)) targets.delete(name)
+    // Those that were removed are not asked any more; before the newest membership is known, all are.
+    if (member.members.all.has(this.nodeId))
+      for (const name of targets.keys()) if (!names.has(name)) targets.delete(name)
     targets.delete(options.name)
     member.peers.setTargets(targets)
   }
@@ -449,7 +454,7 @@ export class CellNode {
 
   /** A node that was added knows nobody yet but those it was told to ask: they say where the leader is. */
   private async lookForLeader(member: Member): Promise<void> {
-    if (member.members.all.size > 0) return
+    if (member.members.all.has(this.nodeId)) return
     const { options } = this
     for (const address of [...options.join, ...[...options.peers.values()], ...this.hints.values()]) {
       if (formatAddress(address) === options.address()) continue
@@ -628,8 +633,6 @@ export class CellNode {
     await this.seeding?.catch(() => {})
     const { member } = this
     if (member !== undefined) {
-      // Others shall not wait for an election time-out.
-      await this.stepDown(member).catch(() => {})
       member.backup?.close()
       member.timelines.close(reason)
       member.driver.stop(reason)
@@ -640,13 +643,20 @@ export class CellNode {
     await this.files.close()
   }
 
-  private async stepDown({ driver, members, peers }: Member): Promise<void> {
+  /** Hands the lead over, so that the others need no election time-out. */
+  async retire(): Promise<void> {
+    if (this.member === undefined) return
+    const { driver, members, peers } = this.member
     const { clock } = this.options
     const others = members.membership.voters.filter(id => id !== this.nodeId && peers.isConnected(id))
     if (driver.role !== 'leader' || others.length === 0) return
     others.sort((a, b) => driver.matchOf(b) - driver.matchOf(a))
-    driver.transfer(others[0]!)
-    const until = clock.monotonicMs() + 300
+    try {
+      driver.transfer(others[0]!)
+    } catch {
+      return
+    }
+    const until = clock.monotonicMs() + RETIRE_MS
     while (driver.role === 'leader' && clock.monotonicMs() < until) await clock.sleep(5)
   }
 }

@@ -55,7 +55,9 @@ export interface Safekeeper {
   readonly node: CellNode
   /** Resolves when the cell has a leader, as far as this node knows; false if that takes longer than `waitMs`. */
   ready(waitMs: number): Promise<boolean>
-  /** Makes all durable that was accepted, hands over, and ends readers with kind retry. Close the listener as well. */
+  /** Hands the lead over, if it has it: before the listener is closed. */
+  retire(): Promise<void>
+  /** Makes all durable that was accepted, and ends readers with kind retry. Close the listener as well. */
   close(): Promise<void>
 }
 
@@ -102,6 +104,7 @@ export async function startSafekeeper(options: SafekeeperOptions): Promise<Safek
     return {
       node,
       ready: waitMs => node.leaderKnown(waitMs),
+      retire: () => node.retire(),
       async close() {
         await node.close(retryError('the safekeeper is shutting down'))
         unlock()

@@ -91,6 +91,7 @@ export class TestCell {
     const node = this.nodes.get(name)
     if (node === undefined) return
     this.nodes.delete(name)
+    await node.safekeeper.retire()
     await node.listener.close()
     await node.safekeeper.close()
   }
