@@ -22,7 +22,7 @@ const AGAIN_MS_MAX = 1000
 
 export interface Seed {
   readonly cellId: string
-  /** Empty: to be added by a leader. */
+  /** The first members of the cell, this node among them unless it was added later. */
   readonly members: readonly PeerNode[]
 }
 

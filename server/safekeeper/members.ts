@@ -25,6 +25,8 @@ const CATCH_UP_MS = 24 * 3600_000
 export interface MembersOptions {
   readonly driver: Driver
   readonly cellId: string
+  /** The cell's first members, with whom every member's state begins. */
+  readonly seed: readonly PeerNode[]
   readonly self: PeerNode
   readonly clock: Clock
   readonly log: Log
@@ -204,10 +206,11 @@ export class Members {
 
   /** Makes it a learner and waits until it has caught up. */
   private async bring(node: PeerNode): Promise<void> {
-    const { cellId, dial, clock } = this.options
+    const { cellId, seed, dial, clock } = this.options
     const connection = await dial(parseAddress(node.address))
     try {
-      await connection.request({ type: MessageType.PeerSeed, cellId, members: [] }, { deadlineMs: 5000 })
+      // All states begin the same, or the log from its first entry on would not lead to the same.
+      await connection.request({ type: MessageType.PeerSeed, cellId, members: seed }, { deadlineMs: 5000 })
     } finally {
       connection.close()
     }
