@@ -29,6 +29,7 @@ function add(report: Report, load: Load, subject: string, result: Measured, grou
     latencyUsP99: result.latencyUsP99,
     extra: {
       appendsPerSecond: Math.round(result.appendsPerSecond),
+      ...(result.cpuUsPerAppend !== undefined && { cpuUsPerAppend: Math.round(result.cpuUsPerAppend) }),
       ...(group === undefined ? {} : { appendsPerSync: group }),
     },
   })
@@ -123,6 +124,7 @@ export const benchmark: Benchmark = {
       title: `Durable appends, ${nodes} process${nodes === 1 ? '' : 'es'} on one disk`,
       unit: 'MB/s',
       references,
+      columns: [{ key: 'cpuUsPerAppend', heading: 'CPU µs' }],
     })
     try {
       const etcd = values['no-etcd'] === true || onlyDisk ? undefined : findEtcd()

@@ -27,6 +27,8 @@ export type ReportOptions = {
   unit: string
   /** Subjects to divide by, each with the heading of its column, e.g. "of the ceiling". */
   references: readonly { subject: string; heading: string }[]
+  /** Of the results' `extra`, what has a column in the table too. */
+  columns?: readonly { key: string; heading: string }[]
 }
 
 /** Results as they come in, with their ratios to the references of the same group and the same run. */
@@ -80,11 +82,12 @@ export class Report {
   }
 
   private toTable(): string {
-    const { title, unit, references } = this.options
+    const { title, unit, references, columns = [] } = this.options
     const latency = this.results.some(result => result.latencyUsP50 !== undefined)
     const p95 = this.results.some(result => result.latencyUsP95 !== undefined)
     const head = ['', '', unit]
     if (latency) head.push('p50 µs', ...(p95 ? ['p95 µs'] : []), 'p99 µs')
+    head.push(...columns.map(({ heading }) => heading))
     head.push(...references.map(({ heading }) => heading))
     const table = new Table({
       head,
@@ -97,6 +100,10 @@ export class Report {
       if (latency) row.push(short(result.latencyUsP50))
       if (p95) row.push(short(result.latencyUsP95))
       if (latency) row.push(short(result.latencyUsP99))
+      for (const { key } of columns) {
+        const value = result.extra?.[key]
+        row.push(typeof value === 'number' ? short(value) : (value ?? ''))
+      }
       for (const { subject } of references) {
         const ratio = this.ratio(result, subject)
         row.push(ratio === undefined || subject === result.subject ? '' : `${ratio.toFixed(2)} ×`)

@@ -1,9 +1,12 @@
 // Writers that each have so many appends on their way and send the next when one is acknowledged.
+import { readFileSync } from 'node:fs'
 import { build, type Histogram } from 'hdr-histogram-js'
 
 /** Something that appends durably: acknowledged means that it is on disk where it has to be. */
 export interface AppendTarget {
   readonly name: string
+  /** Its processes, whose processor time is measured. */
+  readonly pids: readonly number[]
   /** The payload must not be changed until the promise resolves. Rejects if the append failed. */
   append(writer: number, payload: Uint8Array): Promise<void>
   close(): Promise<void>
@@ -23,6 +26,8 @@ export interface Measured {
   readonly latencyUsP50: number
   readonly latencyUsP95: number
   readonly latencyUsP99: number
+  /** Processor time of all processes for an append, where the machine tells (Linux). */
+  readonly cpuUsPerAppend?: number | undefined
 }
 
 const WARM_UP_SECONDS = 0.5
@@ -84,6 +89,9 @@ export async function drive(target: AppendTarget, load: Load): Promise<Measured>
   const until = from + seconds * 1000
   let appends = 0
   let next = 0
+  // Of the whole run, warm-up included: what is on its way when it ends would be half counted.
+  let all = 0
+  const cpuBefore = cpuMs(target.pids)
   const lane = async (writer: number): Promise<void> => {
     for (;;) {
       const sent = performance.now()
@@ -92,6 +100,7 @@ export async function drive(target: AppendTarget, load: Load): Promise<Measured>
       const payload = bytes.subarray(next, next + appendBytes)
       next += appendBytes
       await target.append(writer, payload)
+      all++
       const now = performance.now()
       if (now < from || now > until) continue
       latencies.recordValue(Math.max(1, Math.round((now - sent) * 1000)))
@@ -99,5 +108,24 @@ export async function drive(target: AppendTarget, load: Load): Promise<Measured>
     }
   }
   await Promise.all(Array.from({ length: writers * depth }, (_, i) => lane(i % writers)))
-  return measured(latencies, appends, appendBytes, seconds)
+  const cpu = cpuMs(target.pids)
+  return {
+    ...measured(latencies, appends, appendBytes, seconds),
+    ...(cpu !== undefined && cpuBefore !== undefined && { cpuUsPerAppend: ((cpu - cpuBefore) * 1000) / all }),
+  }
+}
+
+/** Processor time of processes until now, with their threads. A tick of Linux's clock is 10 ms. */
+function cpuMs(pids: readonly number[]): number | undefined {
+  try {
+    let ticks = 0
+    for (const pid of pids) {
+      const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+      ticks += Number(fields[11]) + Number(fields[12])
+    }
+    return ticks * 10
+  } catch {
+    return undefined
+  }
 }

@@ -27,12 +27,14 @@ export const HOW_TO_GET_ETCD =
 
 class EtcdTarget implements AppendTarget {
   readonly name: string
+  readonly pids: readonly number[]
   readonly #children: readonly ChildProcess[]
   readonly #sessions: readonly ClientHttp2Session[]
   #sequence = 0
 
   constructor(name: string, children: readonly ChildProcess[], sessions: readonly ClientHttp2Session[]) {
     this.name = name
+    this.pids = children.map(child => child.pid!)
     this.#children = children
     this.#sessions = sessions
   }

@@ -1,12 +1,15 @@
-// Safekeepers as users run them, a process each, and writers that each have a timeline and a connection of their own.
+// Safekeepers as users run them, a process each, and writers as attach uses them, each with a timeline and a connection of its
+// own: one that loses its leader finds the next and goes on.
 import type { ChildProcess } from 'node:child_process'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { Connection } from '../../protocol/connection.ts'
-import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
+import { type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
+import { silentLog } from '../../server/shared/log.ts'
+import { WalWriter } from '../../server/shared/log-client.ts'
 import { endChild, startChild } from '../harness.ts'
 import type { AppendTarget } from './closed-loop.ts'
 import { freePorts } from './ports.ts'
@@ -15,36 +18,31 @@ const BIN = fileURLToPath(new URL('../../bin/palimpsest.js', import.meta.url))
 const START_LSN = 12288 as Lsn
 const LEADER_MS = 20_000
 
-interface Writer {
-  readonly connection: Connection
-  readonly timeline: TimelineId
-  readonly epoch: WriterEpoch
-  lsn: Lsn
-}
+/** An answer is waited for so long before the writer takes its leader for lost: longer than on an idle machine. */
+const SILENCE_MS = 20_000
 
 class SafekeeperTarget implements AppendTarget {
   readonly name: string
+  readonly pids: readonly number[]
   readonly #children: readonly ChildProcess[]
-  readonly #writers: readonly Writer[]
+  readonly #writers: readonly WalWriter[]
 
-  constructor(name: string, children: readonly ChildProcess[], writers: readonly Writer[]) {
+  constructor(name: string, children: readonly ChildProcess[], writers: readonly WalWriter[]) {
     this.name = name
+    this.pids = children.map(child => child.pid!)
     this.#children = children
     this.#writers = writers
   }
 
   async append(index: number, payload: Uint8Array): Promise<void> {
     const writer = this.#writers[index]!
-    const { connection, timeline, epoch, lsn } = writer
-    writer.lsn = (lsn + payload.length) as Lsn
-    await connection.request(
-      { type: MessageType.WalAppend, timeline, epoch, beginLsn: lsn, wallTimeUs: Date.now() * 1000 },
-      { bulk: payload },
-    )
+    const lsn = writer.endLsn
+    await writer.append(lsn, payload)
+    await writer.durable((lsn + payload.length) as Lsn)
   }
 
   async close(): Promise<void> {
-    for (const { connection } of this.#writers) connection.close()
+    for (const writer of this.#writers) writer.close()
     await Promise.all(this.#children.map(endChild))
   }
 }
@@ -74,19 +72,24 @@ export async function startSafekeepers(
       ),
     ),
   )
+  const safekeepers = ports.map(port => ({ host: '127.0.0.1', port }))
   const leader = await findLeader(ports)
-  const opened: Writer[] = []
+  const connection = await Connection.connect({ host: '127.0.0.1', port: leader })
+  const opened: WalWriter[] = []
   for (let i = 0; i < writers; i++) {
-    const connection = await Connection.connect({ host: '127.0.0.1', port: leader, deadlineMs: 60_000 })
     const timeline = timelineId(i + 1)
     await connection.request({ type: MessageType.WalCreate, timeline, startLsn: START_LSN, name: `w${i}` })
-    const { message } = await connection.request({
-      type: MessageType.WalOpen,
-      timeline,
-      writer: `bench-${i}`,
-    })
-    opened.push({ connection, timeline, epoch: message.epoch, lsn: message.endLsn })
+    opened.push(
+      await WalWriter.open({
+        safekeepers,
+        timeline,
+        name: `bench-${i}`,
+        log: silentLog,
+        silenceMs: SILENCE_MS,
+      }),
+    )
   }
+  connection.close()
   return new SafekeeperTarget(
     safekeepersName(nodes),
     started.map(({ child }) => child),
@@ -102,7 +105,13 @@ async function findLeader(ports: readonly number[]): Promise<number> {
     for (const port of ports) {
       let connection: Connection | undefined
       try {
-        connection = await Connection.connect({ host: '127.0.0.1', port, deadlineMs: 5000 })
+        // The others must not pass it on.
+        connection = await Connection.connect({
+          host: '127.0.0.1',
+          port,
+          deadlineMs: 5000,
+          elsewhere: 'redirect',
+        })
         await connection.request({
           type: MessageType.WalCreate,
           timeline: timelineId(0),
