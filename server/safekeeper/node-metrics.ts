@@ -57,6 +57,13 @@ export class NodeMetrics {
         else if (leaderSilentMs !== undefined) put(leaderSilentMs / 1000)
       },
     )
+    part.sampledGauge('backup_lag_bytes', 'redo committed and not backed up; on the leader', [], put => {
+      const lag = node.backupLagBytes
+      if (lag !== undefined) put(lag)
+    })
+    part.sampledGauge('backup_failing_nodes', '1 while the backup fails; on the leader', [], put => {
+      if (node.backupLagBytes !== undefined) put(node.backupProblem === '' ? 0 : 1)
+    })
     part.sampledGauge('cell_timelines', 'timelines of the cell', [], put => put(node.status().timelines))
   }
 

@@ -574,6 +574,16 @@ export class CellNode {
     return driver.isServing || driver.role !== 'leader' ? undefined : 'it has just become the leader'
   }
 
+  /** Redo that is committed and not in the backup, as far as this leader knows; undefined where it makes none. */
+  get backupLagBytes(): number | undefined {
+    return this.member?.driver.isServing ? this.member.backup?.bytesBehind : undefined
+  }
+
+  /** Why the last attempt to back up failed; empty if it did not. */
+  get backupProblem(): string {
+    return this.member?.backup?.problem ?? ''
+  }
+
   status(): CellStatusReply {
     const { member, options } = this
     const base = {
