@@ -11,3 +11,9 @@ export const REGRESSION_SEEDS: readonly { readonly seed: number; readonly was: s
   { seed: 134, was: 'each late answer had entries sent again, each of which brought an answer' },
   { seed: 158, was: 'a voter was removed although one of those that stayed was recovering: none could win' },
 ]
+
+/** The same of whole nodes. */
+export const NODE_REGRESSION_SEEDS: readonly { readonly seed: number; readonly was: string }[] = [
+  { seed: 2, was: 'after a restart, commit was that of the base of the log and not of the snapshot' },
+  { seed: 3, was: 'a member that was added later did not know the first members, nor where they are' },
+]

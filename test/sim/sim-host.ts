@@ -1,0 +1,258 @@
+/**
+ * A simulated machine: a disk that survives, an oscillator, a name on the network, and the process of a safekeeper that runs on
+ * it and ends now and then.
+ */
+import type { Connection } from '../../protocol/connection.ts'
+import type { Address } from '../../protocol/dial.ts'
+import type { Message, ReplyMessage } from '../../protocol/messages.ts'
+import { cellService } from '../../server/safekeeper/cell-service.ts'
+import type { NodeId } from '../../server/safekeeper/core/types.ts'
+import { logService } from '../../server/safekeeper/log-service.ts'
+import { CellNode } from '../../server/safekeeper/node.ts'
+import { retryError } from '../../server/shared/errors.ts'
+import { type Log, silentLog } from '../../server/shared/log.ts'
+import type { ObjectInfo, ObjectStore } from '../../server/shared/object-store.ts'
+import { MemoryDisk } from '../support/memory-disk.ts'
+import type { MemoryObjectStore } from '../support/memory-object-store.ts'
+import type { SimContext } from './sim-connection.ts'
+import { type DiskFaults, Life, SimClock, SimDisk } from './sim-disk.ts'
+import type { SimRandom, World } from './world.ts'
+
+export const DATA_DIR = '/data'
+export const SEGMENT_BYTES = 64 * 1024
+export const BACKUP_INTERVAL_MS = 1500
+
+export interface HostUser {
+  readonly world: World
+  /** The services all nodes back up to; undefined: no backup. */
+  readonly store: { readonly inner: MemoryObjectStore; failing: number } | undefined
+  readonly lies: boolean
+  readonly trace: ((line: string) => void) | undefined
+  connect(host: SimHost, life: Life, address: Address, forward: boolean): Promise<Connection>
+  /** The process is gone. `own`: it ended itself, of this. */
+  ended(host: SimHost, own: Error | undefined): void
+  answered(host: SimHost, request: Message, reply: ReplyMessage, context: SimContext): void
+}
+
+export interface HostPeers {
+  /** First members by name; empty for one that is added later. */
+  readonly peers: ReadonlyMap<string, Address>
+  readonly join: readonly Address[]
+}
+
+export class SimHost {
+  readonly name: string
+  readonly address: Address
+  disk = new MemoryDisk()
+  readonly faults: DiskFaults = { slowness: 1, crashIn: 0, failSyncIn: 0 }
+  readonly wall = { stepUs: 0 }
+  /** Of the process that runs; undefined: none. */
+  life: Life | undefined
+  /** Once it has started. */
+  node: CellNode | undefined
+  /** Who it said it is, the last time that it ran. */
+  nodeId: NodeId | undefined
+  starts = 0
+  /** It must have ended by then: a sync failed. */
+  mustEndBeforeMs = Number.POSITIVE_INFINITY
+  /** An I/O error was made in the life that ended last. */
+  hadFault = false
+  private readonly user: HostUser
+  private readonly random: SimRandom
+  private readonly rate: number
+  private peers: HostPeers
+
+  constructor(user: HostUser, name: string, address: Address, peers: HostPeers) {
+    this.user = user
+    this.name = name
+    this.address = address
+    this.peers = peers
+    this.random = user.world.random.fork(`host ${name}`)
+    this.rate = this.random.between(0.9, 1.1)
+    this.disk.lies = user.lies
+  }
+
+  get isUp(): boolean {
+    return this.node !== undefined
+  }
+
+  get isDown(): boolean {
+    return this.life === undefined
+  }
+
+  start(): void {
+    if (this.life !== undefined) return
+    const { user, random } = this
+    const { world } = user
+    const life = new Life(world)
+    this.life = life
+    this.starts++
+    this.hadFault = false
+    this.mustEndBeforeMs = Number.POSITIVE_INFINITY
+    const disk = new SimDisk(this.disk, life, random.fork(`disk ${this.starts}`), this.faults, {
+      crash: () => this.crash(),
+      syncFailed: path => {
+        this.hadFault = true
+        // What else is not synced is tried again; the log and the vote must not be.
+        if (path.endsWith('.seg') || path.endsWith('vote.json')) this.mustEndBeforeMs = world.nowMs + 2000
+      },
+    })
+    const host = `${this.address.host}:${this.address.port}`
+    CellNode.start({
+      dir: DATA_DIR,
+      name: this.name,
+      address: () => host,
+      zone: '',
+      ...this.peers,
+      disk,
+      clock: new SimClock(world, life, this.rate, this.wall),
+      randomHex: bytes =>
+        Array.from({ length: bytes }, () => random.int(0, 255).toString(16).padStart(2, '0')).join(''),
+      random: () => random.next(),
+      log: this.log(),
+      segmentBytes: SEGMENT_BYTES,
+      dial: {},
+      connect: (address, { elsewhere }) => user.connect(this, life, address, elsewhere === 'forward'),
+      soon: run => life.after(0, run),
+      timing: undefined,
+      metrics: undefined,
+      backup: user.store && {
+        store: new SimStore(user.store, life, random.fork(`store ${this.starts}`)),
+        intervalMs: BACKUP_INTERVAL_MS,
+      },
+      onFatal: error => {
+        if (life.alive) this.end(error)
+      },
+    }).then(
+      node => {
+        if (!life.alive) return
+        this.node = node
+        this.nodeId = node.nodeId
+        user.trace?.(`${world.nowMs.toFixed(1)} ${node.nodeId} has started`)
+      },
+      error => {
+        if (life.alive) this.end(error as Error)
+      },
+    )
+  }
+
+  /** What requests are given to; undefined while it does not listen. */
+  server(): { readonly services: ReturnType<typeof logService>[]; readonly life: Life } | undefined {
+    const { node, life } = this
+    if (node === undefined || life === undefined) return undefined
+    return { services: [logService(node), cellService(node)], life }
+  }
+
+  /** Power is lost, or the process is killed. */
+  crash(): void {
+    this.end(undefined)
+  }
+
+  /** Ended in good order. */
+  async stop(): Promise<void> {
+    const { node, life } = this
+    if (node === undefined || life === undefined) return
+    this.node = undefined
+    await node.close(retryError('the safekeeper is shutting down'))
+    if (life.alive) this.end(undefined)
+  }
+
+  private end(own: Error | undefined): void {
+    const { life, user, random } = this
+    if (life === undefined) return
+    life.alive = false
+    this.life = undefined
+    this.node = undefined
+    this.faults.crashIn = 0
+    this.faults.failSyncIn = 0
+    this.mustEndBeforeMs = Number.POSITIVE_INFINITY
+    const { capacity } = this.disk
+    const how = random.next()
+    // A killed process leaves what it wrote; a machine without power, part of it.
+    this.disk = this.disk.crash(() => (how < 0.3 ? 1 : random.chance(0.3) ? random.next() : random.int(0, 1)))
+    this.disk.lies = user.lies
+    this.disk.capacity = capacity
+    user.trace?.(`${user.world.nowMs.toFixed(1)} ${this.name} ends${own ? `: ${own.message}` : ''}`)
+    user.ended(this, own)
+  }
+
+  /** A new disk, and so another node. Only while no process runs. */
+  wipe(peers?: HostPeers): void {
+    this.disk = new MemoryDisk()
+    this.disk.lies = this.user.lies
+    this.nodeId = undefined
+    if (peers !== undefined) this.peers = peers
+  }
+
+  private log(): Log {
+    const { trace, world } = this.user
+    if (trace === undefined) return silentLog
+    const say = (level: string) => (fields: unknown, text?: unknown) => {
+      const { err, ...rest } = (typeof fields === 'object' ? fields : {}) as Record<string, unknown>
+      const why = err instanceof Error ? ` ${err.stack ?? err.message}` : ''
+      trace(`${world.nowMs.toFixed(1)} ${this.name} ${level} ${text ?? fields} ${JSON.stringify(rest)}${why}`)
+    }
+    const log = {
+      debug: say('debug'),
+      info: say('info'),
+      warn: say('warn'),
+      error: say('error'),
+      fatal: say('fatal'),
+      child: () => log,
+    }
+    return log as unknown as Log
+  }
+}
+
+/** The object store as one process sees it: slow, unreachable now and then, with answers that get lost. */
+class SimStore implements ObjectStore {
+  readonly description = 'simulated'
+  private readonly store: NonNullable<HostUser['store']>
+  private readonly life: Life
+  private readonly random: SimRandom
+
+  constructor(store: NonNullable<HostUser['store']>, life: Life, random: SimRandom) {
+    this.store = store
+    this.life = life
+    this.random = random
+  }
+
+  private async ask<T>(run: () => Promise<T>): Promise<T> {
+    const { life, random, store } = this
+    await life.sleep(random.between(1, 40))
+    if (random.chance(store.failing)) throw retryError('simulated: 503')
+    const result = await run()
+    await life.sleep(random.between(1, 10))
+    if (random.chance(store.failing)) throw retryError('simulated: the answer was lost')
+    return result
+  }
+
+  putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean> {
+    return this.ask(() => this.store.inner.putIfAbsent(key, bytes))
+  }
+  putFile(key: string, path: string): Promise<boolean> {
+    return this.ask(() => this.store.inner.putFile(key, path))
+  }
+  getFile(key: string, path: string): Promise<number | undefined> {
+    return this.ask(() => this.store.inner.getFile(key, path))
+  }
+  get(key: string): Promise<Buffer | undefined> {
+    return this.ask(() => this.store.inner.get(key))
+  }
+  getRange(key: string, offset: number, length: number): Promise<Buffer | undefined> {
+    return this.ask(() => this.store.inner.getRange(key, offset, length))
+  }
+  head(key: string): Promise<number | undefined> {
+    return this.ask(() => this.store.inner.head(key))
+  }
+  list(prefix: string): Promise<ObjectInfo[]> {
+    return this.ask(() => this.store.inner.list(prefix))
+  }
+  delete(key: string): Promise<void> {
+    return this.ask(() => this.store.inner.delete(key))
+  }
+  localPath(): undefined {
+    return undefined
+  }
+  close(): void {}
+}
