@@ -7,6 +7,7 @@ export const benchmarks: Readonly<Record<string, () => Promise<Benchmark>>> = {
   recovery: async () => (await import('./recovery.ts')).benchmark,
   ingest: async () => (await import('./ingest.ts')).benchmark,
   append: async () => (await import('./append.ts')).benchmark,
+  timelines: async () => (await import('./timelines.ts')).benchmark,
   tls: async () => (await import('./tls.ts')).benchmark,
   'net-ceiling': async () => (await import('./net-ceiling.ts')).benchmark,
   'http-json': async () => (await import('./http-json-server.ts')).benchmark,

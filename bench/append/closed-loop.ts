@@ -116,7 +116,7 @@ export async function drive(target: AppendTarget, load: Load): Promise<Measured>
 }
 
 /** Processor time of processes until now, with their threads. A tick of Linux's clock is 10 ms. */
-function cpuMs(pids: readonly number[]): number | undefined {
+export function cpuMs(pids: readonly number[]): number | undefined {
   try {
     let ticks = 0
     for (const pid of pids) {

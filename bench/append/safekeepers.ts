@@ -15,7 +15,7 @@ import type { AppendTarget } from './closed-loop.ts'
 import { freePorts } from './ports.ts'
 
 const BIN = fileURLToPath(new URL('../../bin/palimpsest.js', import.meta.url))
-const START_LSN = 12288 as Lsn
+export const START_LSN = 12288 as Lsn
 const LEADER_MS = 20_000
 
 /** An answer is waited for so long before the writer takes its leader for lost: longer than on an idle machine. */
@@ -51,13 +51,22 @@ export function safekeepersName(nodes: number): string {
   return `Palimpsest ×${nodes}`
 }
 
-export async function startSafekeepers(
+/** Processes of one cell. */
+export interface Cell {
+  readonly children: readonly ChildProcess[]
+  readonly safekeepers: readonly { readonly host: string; readonly port: number }[]
+  /** Port of the leader. */
+  readonly leader: number
+}
+
+/** Starts a cell on `DIR/n0`, `n1`, … and waits until it takes requests. `ports`: those that it had before. */
+export async function startCell(
   dir: string,
   nodes: number,
-  writers: number,
-): Promise<SafekeeperTarget> {
+  ports?: readonly number[],
+): Promise<Cell & { readonly ports: readonly number[] }> {
   mkdirSync(dir, { recursive: true })
-  const ports = await freePorts(nodes)
+  ports ??= await freePorts(nodes)
   const peers = ports.map((port, i) => `n${i}=127.0.0.1:${port}`).join(',')
   const started = await Promise.all(
     ports.map((port, i) =>
@@ -72,8 +81,20 @@ export async function startSafekeepers(
       ),
     ),
   )
-  const safekeepers = ports.map(port => ({ host: '127.0.0.1', port }))
-  const leader = await findLeader(ports)
+  return {
+    children: started.map(({ child }) => child),
+    safekeepers: ports.map(port => ({ host: '127.0.0.1', port })),
+    leader: await findLeader(ports),
+    ports,
+  }
+}
+
+export async function startSafekeepers(
+  dir: string,
+  nodes: number,
+  writers: number,
+): Promise<SafekeeperTarget> {
+  const { children, safekeepers, leader } = await startCell(dir, nodes)
   const connection = await Connection.connect({ host: '127.0.0.1', port: leader })
   const opened: WalWriter[] = []
   for (let i = 0; i < writers; i++) {
@@ -90,11 +111,7 @@ export async function startSafekeepers(
     )
   }
   connection.close()
-  return new SafekeeperTarget(
-    safekeepersName(nodes),
-    started.map(({ child }) => child),
-    opened,
-  )
+  return new SafekeeperTarget(safekeepersName(nodes), children, opened)
 }
 
 /** The node that takes a new timeline. */
@@ -130,6 +147,6 @@ async function findLeader(ports: readonly number[]): Promise<number> {
   throw new Error(`no safekeeper took a new timeline within ${LEADER_MS / 1000} s: ${problem}`)
 }
 
-function timelineId(n: number): TimelineId {
+export function timelineId(n: number): TimelineId {
   return toTimelineId(`b${n.toString(16).padStart(31, '0')}`)
 }
