@@ -18,7 +18,7 @@ import { pause } from './peers.ts'
 
 const ASK_MS = 2000
 const AGAIN_MS_MIN = 50
-const AGAIN_MS_MAX = 1000
+const AGAIN_MS_MAX = 500
 
 export interface Seed {
   readonly cellId: string

@@ -210,7 +210,7 @@ export class Members {
     const connection = await dial(parseAddress(node.address))
     try {
       // All states begin the same, or the log from its first entry on would not lead to the same.
-      await connection.request({ type: MessageType.PeerSeed, cellId, members: seed }, { deadlineMs: 5000 })
+      await connection.request({ type: MessageType.PeerSeed, cellId, members: seed }, { deadlineMs: STEP_MS })
     } finally {
       connection.close()
     }

@@ -16,7 +16,7 @@ import {
   type Request,
   Role as ServerRole,
 } from '../../protocol/messages.ts'
-import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
+import { corruptError, invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { IncomingRequest, RequestContext } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
 import type { MetricsPart } from '../shared/metrics.ts'
@@ -85,7 +85,6 @@ export interface CellNodeOptions {
 /** What there is once the node is in a cell. */
 interface Member {
   readonly cellId: string
-  readonly seed: readonly PeerNode[]
   readonly log: CellLog
   readonly driver: Driver
   readonly peers: Peers
@@ -210,6 +209,13 @@ export class CellNode {
     }
     this.seeding = (async () => {
       const { cellId, members } = seed
+      const { disk, dir } = this.options
+      const logDir = join(dir, 'log')
+      // Before the node is of the cell: from then on a log that is missing was lost.
+      if (!(await CellLog.exists(disk, logDir))) {
+        await disk.makeDir(logDir)
+        await CellLog.create({ disk, dir: logDir }, { index: 0 as LogIndex, term: 0 as Term })
+      }
       const node: NodeFile = { ...this.node, cellId, seed: members.map(member => ({ ...member })) }
       await this.files.saveNode(node)
       this.node = node
@@ -229,10 +235,11 @@ export class CellNode {
     const { disk, clock, dir, log: logger, segmentBytes } = options
     const { cellId, seed } = node
     const logDir = join(dir, 'log')
-    if (!(await CellLog.exists(disk, logDir))) {
-      await disk.makeDir(logDir)
-      await CellLog.create({ disk, dir: logDir }, { index: 0 as LogIndex, term: 0 as Term })
-    }
+    if (!(await CellLog.exists(disk, logDir)))
+      throw corruptError(
+        `${logDir} is gone, and with it what this node has acknowledged. Restore it, or empty ${dir} as a whole: the others of the ` +
+          'cell, if there are any, then give it everything anew',
+      )
     const seedMembership: Membership = { voters: seed.map(({ nodeId }) => nodeId), learners: [] }
     const kept: EntryId[] = []
     let state = new CellState(seedMembership)
@@ -376,7 +383,7 @@ export class CellNode {
         randomHex: options.randomHex,
         soon: options.soon,
       })
-    this.member = { cellId, seed, log, driver, peers, timelines, members, snapshots, backup }
+    this.member = { cellId, log, driver, peers, timelines, members, snapshots, backup }
     logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
     this.aim()
     void driver.run()
@@ -431,11 +438,11 @@ export class CellNode {
     let trimmedBase = log.base.index
     for (let round = 1; this.closed === undefined; round++) {
       await clock.sleep(HOUSEKEEPING_MS)
+      if (this.closed !== undefined) return
       try {
         members.onSeen(this.self)
         await this.lookForLeader(member)
         if (snapshots.isDue(driver.state) && log.flushed.index >= driver.state.last.index) {
-          await log.settleApplied()
           await snapshots.take(driver.state)
         }
         // A full disk wants room at once; else it is not worth looking through all timelines so often.
@@ -505,7 +512,8 @@ export class CellNode {
   hello(from: PeerNode, cellId: string): PeerHelloReply {
     const { member } = this
     if (member !== undefined && cellId === '') member.members.onWaiting(from)
-    const isFirst = member?.seed.some(({ nodeId }) => nodeId === from.nodeId) === true
+    const { seed } = this.node
+    const isFirst = seed.some(({ nodeId }) => nodeId === from.nodeId)
     return {
       type: MessageType.PeerHelloReply,
       cellId: this.node.cellId,
@@ -513,7 +521,7 @@ export class CellNode {
       leader: member?.driver.leader ?? '',
       leaderAddress: this.leaderAddress,
       term: member?.driver.term ?? 0,
-      seed: isFirst ? member!.seed : [],
+      seed: isFirst ? seed : [],
     }
   }
 
@@ -647,6 +655,7 @@ export class CellNode {
       member.timelines.close(reason)
       member.driver.stop(reason)
       member.peers.close()
+      await member.snapshots.settled()
       await member.log.close()
     }
     this.forwarder.close()

@@ -74,6 +74,7 @@ export class Snapshots {
     this.lastBytes = bytes.length
     return this.exclusive(async () => {
       if (last.index <= (this.newest?.index ?? -1)) return
+      await this.log.settleApplied()
       await this.files.saveSnapshot(last.index, bytes)
       this.kept.push(last)
       await this.thin()
@@ -162,6 +163,11 @@ export class Snapshots {
     }
     for (const id of this.firstNeeded.keys()) if (!state.timelines.has(id)) this.firstNeeded.delete(id)
     return lowest
+  }
+
+  /** Resolves when nothing is being written. */
+  async settled(): Promise<void> {
+    await this.turn
   }
 
   private exclusive<T>(run: () => Promise<T>): Promise<T> {

@@ -1,4 +1,6 @@
 /** A cell of three in this process: its leader goes, comes back, loses its disk; members come and go; a writer writes on. */
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
@@ -194,7 +196,8 @@ t.test('members are added, replaced and removed while redo is written', { timeou
   for (const name of ['d', 'e']) {
     await cell.startNode(name, { join })
     const address = formatAddress(cell.addresses.get(name)!)
-    await askLeader(cell.list, { type: MessageType.MemberAdd, name, address })
+    // The new one is asked first, and knows nothing.
+    await askLeader(cell.list.reverse(), { type: MessageType.MemberAdd, name, address })
     await askLeader(cell.list, { type: MessageType.MemberAdd, name, address })
   }
   t.equal(await voters(), 'abcde')
@@ -315,3 +318,38 @@ t.test('disks fill: of the leader, then of a quorum', { timeout: 120_000 }, asyn
   for (const name of disks.keys())
     await until(`${name} takes entries again`, async () => (await statusOf(cell, name)).writable)
 })
+
+t.test(
+  'damaged redo is fetched from the others before the node votes again',
+  { timeout: 120_000 },
+  async t => {
+    const cell = await TestCell.start(t, { segmentBytes: 1 << 20 })
+    const writer = await newWriter(t, cell)
+    const busy = busyWriter(writer)
+    for (let i = 0; i < 30; i++) await busy.progress()
+    const leader = (await cell.leader()).name
+    const name = [...cell.nodes.keys()].find(other => other !== leader)!
+    await cell.stop(name)
+    const dir = join(cell.dir, name, 'log')
+    const segment = readdirSync(dir)
+      .filter(file => file.endsWith('.seg') && /^[0-9]/.test(file))
+      .sort()
+      .at(-1)!
+    const bytes = readFileSync(join(dir, segment))
+    // Within the second entry or so of the newest segment: it was synced, and its acknowledgement counted.
+    bytes[4096 + 300]! ^= 0xff
+    writeFileSync(join(dir, segment), bytes)
+    await cell.startNode(name)
+    await until('it has caught up', async () => {
+      const { role, commitIndex } = await statusOf(cell, name)
+      return role === 'follower' && commitIndex > 0
+    })
+    await busy.progress()
+    await busy.stop()
+    await same(cell, writer)
+    // And again after a start: what was fetched is what is there.
+    await cell.stop(name)
+    await cell.startNode(name)
+    await same(cell, writer)
+  },
+)

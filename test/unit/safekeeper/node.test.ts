@@ -318,6 +318,9 @@ t.test('a folder of an earlier release, or of another node', async t => {
   const other = new MemoryDisk()
   const { close } = await boot(other)
   await close()
+  const lost = other.crash(() => 1)
+  await lost.remove('/data/log')
+  await t.rejects(boot(lost), like({ kind: 'corrupt', message: /log is gone/ }))
   const name = other.paths().find(path => path.endsWith('node.json'))!
   other.content(name)[20]! ^= 1
   await t.rejects(boot(other), like({ kind: 'corrupt', message: /node.json/ }))
