@@ -12,6 +12,7 @@ import { PalimpsestError } from '../../protocol/errors.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { type Message, MessageType, type ReplyMessage } from '../../protocol/messages.ts'
 import { verifyBackup } from '../../server/safekeeper/backup-restore.ts'
+import { decompressInPlace } from '../../server/shared/zstd.ts'
 import { MemoryObjectStore } from '../support/memory-object-store.ts'
 import { ByteNetwork } from './byte-network.ts'
 import { Violation } from './core-checker.ts'
@@ -654,5 +655,6 @@ export class NodeSim implements HostUser, ClientWorld {
 }
 
 export function runNodeSim(options: NodeSimOptions): Promise<NodeSimResult> {
+  decompressInPlace()
   return new NodeSim(options).run()
 }
