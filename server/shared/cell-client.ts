@@ -54,6 +54,7 @@ export async function askLeader<R extends Request>(
 ): Promise<Reply<ReplyOf<R>>> {
   const dialer = new LeaderDialer(addresses, options.dial)
   let failure: PalimpsestError | undefined
+  let clueless = 0
   for (let i = 0; i < addresses.length + REDIRECTS_MAX; i++) {
     let connection: Connection | undefined
     try {
@@ -63,7 +64,9 @@ export async function askLeader<R extends Request>(
       failure = toPalimpsestError(error)
       // Unless it is only that this one cannot be reached, or is not the one.
       if (connection !== undefined && !dialer.learn(failure) && failure.kind !== 'retry') throw failure
-      if (connection !== undefined && failure.askAt === undefined) throw failure
+      if (connection === undefined || failure.askAt !== undefined) continue
+      // One that knows of no leader, because it is not in the cell yet or was cut off, is no reason not to ask the others.
+      if (connection.closed.aborted || ++clueless >= addresses.length) throw failure
     } finally {
       connection?.close()
     }

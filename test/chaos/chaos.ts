@@ -15,8 +15,8 @@ import { SyntheticWriter } from './synthetic.ts'
 
 /** Two more than members, so that one can be replaced by another. */
 const SLOTS = 5
-const DISK_BYTES = 1536 << 20
-const HOLD_BYTES = 384 << 20
+const DISK_BYTES = 3 * 1024 ** 3
+const HOLD_BYTES = 256 << 20
 const SETTLE_MS = 120_000
 
 export interface ChaosOptions {
