@@ -31,7 +31,8 @@ import { delay } from './environment.ts'
 import type { LayerSet } from './layer-store.ts'
 import { type LayerEntry, layerEntry, type Manifest } from './manifest.ts'
 import type { PageRequest } from './reconstruct.ts'
-import type { Timeline, TimelineSnapshot } from './timeline.ts'
+import type { Timeline } from './timeline.ts'
+import type { TimelineSnapshot } from './timeline-snapshot.ts'
 
 /** Images in one slice: some 16 MiB of pages. */
 const IMAGE_SLICE_BYTES = 16 << 20

@@ -15,9 +15,7 @@
  */
 import { join } from 'node:path'
 import type { SpaceEvent } from '../../parser/space-events.ts'
-import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
-import { PageStatus } from '../../protocol/messages-page.ts'
 import type { TimelineState } from '../../protocol/messages-timeline.ts'
 import {
   corruptError,
@@ -29,7 +27,6 @@ import {
   toPalimpsestError,
 } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
-import { NO_WORD } from './arena.ts'
 import type { CapturedFiles } from './captured-files.ts'
 import type { Catalogue } from './core/catalogue.ts'
 import { LayerMap } from './core/layer-map.ts'
@@ -39,6 +36,7 @@ import { type LinkedRange, RedoIngest } from './ingest.ts'
 import { type LayerExtras, readLayerExtras } from './layer-extras.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerSet, missingLayer } from './layer-store.ts'
+import { LsnWaiters } from './lsn-waiters.ts'
 import {
   type LayerEntry,
   layerEntry,
@@ -48,21 +46,11 @@ import {
   timelineOfKey,
 } from './manifest.ts'
 import { Memtable } from './memtable.ts'
-import type { ReadableTimeline, ReadSnapshot } from './page-reader.ts'
-import type { PageRequest } from './reconstruct.ts'
+import type { ReadableTimeline } from './page-reader.ts'
+import { type TimelineSnapshot, takeSnapshot } from './timeline-snapshot.ts'
 
 const WAIT_MS_DEFAULT = 10_000
 const RETRY_FLUSH_MS = 1000
-/** Longer timers fire at once. */
-const TIMER_MS_MAX = 2 ** 31 - 1
-
-interface LsnWaiter {
-  readonly lsn: Lsn
-  readonly resolve: () => void
-  readonly reject: (error: PalimpsestError) => void
-  readonly timer: NodeJS.Timeout
-}
-
 /** What a timeline is built from: loaded by timelines.ts. */
 export interface TimelineParts {
   readonly manifest: ManifestStore
@@ -71,11 +59,6 @@ export interface TimelineParts {
   readonly files: CapturedFiles
   /** Of a branch: whose pages are its own up to and including this LSN. */
   readonly ancestor?: Ancestor | undefined
-}
-
-/** What can be read at one LSN, with the layers as the manifest names them: at the same places as `layers`. */
-export interface TimelineSnapshot extends ReadSnapshot {
-  readonly entries: readonly LayerEntry[]
 }
 
 export interface Ancestor {
@@ -105,7 +88,7 @@ export class Timeline implements ReadableTimeline {
   #layers: LayerMap<LayerEntry>
   /** Layer files are written side by side; their manifests one after the other. */
   #commits: Promise<void> = Promise.resolve()
-  readonly #waiters: LsnWaiter[] = []
+  readonly #waiters = new LsnWaiters()
   readonly #cacheSpaces = new Map<number, number>()
   readonly #snapshots = new Set<Promise<void>>()
   #scratchNumber = 0
@@ -242,7 +225,7 @@ export class Timeline implements ReadableTimeline {
     this.#lastWallTimeUs = range.samples[range.samples.length - 1]?.wallTimeUs ?? this.#lastWallTimeUs
     // Only now: whoever sees the new LSN must find everything up to it.
     this.#ingestedLsn = range.endLsn
-    this.#wake()
+    this.#waiters.reached(this.#ingestedLsn)
     this.env.metrics.ingestedBytes += range.bytes
     if (memtable.bytes >= this.env.flushBytes) this.freeze()
   }
@@ -259,16 +242,6 @@ export class Timeline implements ReadableTimeline {
       )
   }
 
-  #wake(): void {
-    for (let i = this.#waiters.length - 1; i >= 0; i--) {
-      const waiter = this.#waiters[i]!
-      if (waiter.lsn > this.#ingestedLsn) continue
-      this.#waiters.splice(i, 1)
-      clearTimeout(waiter.timer)
-      waiter.resolve()
-    }
-  }
-
   /** Ingestion ends here. What was ingested can be read and will still become durable, unless another owner took over. */
   stop(error: PalimpsestError): void {
     if (this.#stopped !== undefined) return
@@ -278,10 +251,7 @@ export class Timeline implements ReadableTimeline {
       'ingestion of this timeline stopped',
     )
     this.ingest.close()
-    for (const waiter of this.#waiters.splice(0)) {
-      clearTimeout(waiter.timer)
-      waiter.reject(this.#stoppedError(waiter.lsn))
-    }
+    this.#waiters.rejectAll(lsn => this.#stoppedError(lsn))
     this.onStopped()
     if (error.kind === 'corrupt') this.#rememberStop()
   }
@@ -328,25 +298,11 @@ export class Timeline implements ReadableTimeline {
   waitForLsn(lsn: Lsn, timeoutMs: number = WAIT_MS_DEFAULT): Promise<void> {
     if (lsn <= this.#ingestedLsn) return Promise.resolve()
     if (this.#stopped !== undefined) return Promise.reject(this.#stoppedError(lsn))
-    return new Promise((resolve, reject) => {
-      const waiter: LsnWaiter = {
-        lsn,
-        resolve,
-        reject,
-        timer: setTimeout(
-          () => {
-            this.#waiters.splice(this.#waiters.indexOf(waiter), 1)
-            const behind = this.#problem === '' ? '' : ` (${this.#problem})`
-            reject(
-              retryError(
-                `timeline ${this.name} did not reach LSN ${lsn} within ${timeoutMs} ms; it is at ${this.#ingestedLsn}${behind}`,
-              ),
-            )
-          },
-          Math.min(timeoutMs, TIMER_MS_MAX),
-        ),
-      }
-      this.#waiters.push(waiter)
+    return this.#waiters.wait(lsn, timeoutMs, () => {
+      const behind = this.#problem === '' ? '' : ` (${this.#problem})`
+      return retryError(
+        `timeline ${this.name} did not reach LSN ${lsn} within ${timeoutMs} ms; it is at ${this.#ingestedLsn}${behind}`,
+      )
     })
   }
 
@@ -372,7 +328,7 @@ export class Timeline implements ReadableTimeline {
     this.ingest.skipTo(toLsn)
     this.#lastWallTimeUs = wallTimeUs
     this.#ingestedLsn = toLsn
-    this.#wake()
+    this.#waiters.reached(this.#ingestedLsn)
     this.onDurable()
   }
 
@@ -576,54 +532,17 @@ export class Timeline implements ReadableTimeline {
     if (this.#open.beginLsn < lsn && !this.#open.isEmpty) memtables.push(this.#open)
     for (let i = this.#frozen.length - 1; i >= 0; i--)
       if (this.#frozen[i]!.beginLsn < lsn) memtables.push(this.#frozen[i]!)
-    for (const memtable of memtables) memtable.acquire()
-    const map = this.#layers
-    const set = this.guardedLayers()
-    const found: LayerEntry[] = []
-    const inherited = this.ancestor?.timeline.snapshot(this.ancestor.lsn)
-    return {
-      layers: set.sources,
-      entries: set.entries,
-      fetch: places => set.fetch(places),
-      renew: (places, message) => set.renew(places, message),
-      request: (space, page) => {
-        const at = this.catalogue.spaceAt(space, lsn)
-        if (at?.flags === undefined) return PageStatus.MISSING_SPACE
-        if (page >= at.pages) return PageStatus.BEYOND_END
-        const trimLsn = this.catalogue.trimLsn(space, page, lsn)
-        const runs: number[] = []
-        for (const memtable of memtables) {
-          const run = memtable.newestRun(space, page)
-          if (run !== NO_WORD) runs.push(run)
-        }
-        found.length = 0
-        map.candidates(space, page, lsn, trimLsn, found)
-        const layers = found.map(entry => set.add(entry))
-        // What the ancestor has of the page is durable up to the branch: it lies in layers only.
-        const before = inherited?.request(space, page)
-        if (typeof before === 'object')
-          for (const at of before.layers) {
-            const { lsnEnd } = inherited!.layers[at]!
-            const { lsn: branchLsn } = this.ancestor!
-            layers.push(set.add(inherited!.entries[at]!, Math.min(lsnEnd, branchLsn) as Lsn))
-          }
-        const request: PageRequest = {
-          space,
-          page,
-          flags: at.flags,
-          trimLsn,
-          runs,
-          layers,
-          bytes: parseSpaceFlags(at.flags).physicalSize,
-        }
-        return request
+    return takeSnapshot({
+      lsn,
+      catalogue: this.catalogue,
+      memtables,
+      map: this.#layers,
+      set: this.guardedLayers(),
+      inherited: this.ancestor && {
+        snapshot: this.ancestor.timeline.snapshot(this.ancestor.lsn),
+        lsn: this.ancestor.lsn,
       },
-      release: () => {
-        for (const memtable of memtables) memtable.release()
-        inherited?.release()
-        set.release()
-      },
-    }
+    })
   }
 
   /** Layers to work with. It is for the caller to see that they are not deleted meanwhile. */
@@ -681,10 +600,9 @@ export class Timeline implements ReadableTimeline {
     this.#closed = true
     this.#deleting ||= deleting
     this.ingest.close()
-    for (const waiter of this.#waiters.splice(0)) {
-      clearTimeout(waiter.timer)
-      waiter.reject(retryError(`timeline ${this.name} is being ${deleting ? 'deleted' : 'closed'}`))
-    }
+    this.#waiters.rejectAll(() =>
+      retryError(`timeline ${this.name} is being ${deleting ? 'deleted' : 'closed'}`),
+    )
     await this.#commits
   }
 
@@ -695,5 +613,3 @@ export class Timeline implements ReadableTimeline {
       this.env.cache.invalidateSpace(cacheSpace, 0, 0 as Lsn)
   }
 }
-
-/** Of an ancestor's layer only what lies at or before the LSN where the branch begins. */
