@@ -153,8 +153,11 @@ export class SimHost {
     const { node, life } = this
     if (node === undefined || life === undefined) return
     this.node = undefined
-    await node.close(retryError('the safekeeper is shutting down'))
-    if (life.alive) this.end(undefined)
+    let failure: Error | undefined
+    await node.close(retryError('the safekeeper is shutting down')).catch(error => {
+      failure = error as Error
+    })
+    if (life.alive) this.end(failure)
   }
 
   private end(own: Error | undefined): void {
