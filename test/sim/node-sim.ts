@@ -11,6 +11,7 @@ import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { PalimpsestError } from '../../protocol/errors.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { type Message, MessageType, type ReplyMessage } from '../../protocol/messages.ts'
+import { BackupManifestObject, backupEnd } from '../../server/safekeeper/backup-manifest.ts'
 import { verifyBackup } from '../../server/safekeeper/backup-restore.ts'
 import { decompressInPlace } from '../../server/shared/zstd.ts'
 import { MemoryObjectStore } from '../support/memory-object-store.ts'
@@ -212,6 +213,21 @@ export class NodeSim implements HostUser, ClientWorld {
       if (this.world.nowMs > host.mustEndBeforeMs)
         this.fail(new Violation(`${host.name} goes on 2 s after a sync of its log or vote failed`))
     if (this.world.events % 64 === 0) this.lookAtDamage()
+    if (this.world.events % 512 === 0 && this.store !== undefined) void this.lookAtBackup(this.store.inner)
+  }
+
+  /** No log begins beyond the end of the cell's backup. */
+  private async lookAtBackup(store: MemoryObjectStore): Promise<void> {
+    const begins = this.up()
+      .map(host => ({ host, ...host.node!.status() }))
+      .filter(({ beginIndex }) => beginIndex > 1)
+    if (begins.length === 0) return
+    const manifest = await new BackupManifestObject(store, begins[0]!.cellId).load()
+    const end = manifest === undefined ? 0 : backupEnd(manifest).index
+    for (const { host, beginIndex } of begins)
+      this.checker.demand(beginIndex <= end + 1, () => {
+        return `the log of ${host.name} begins at ${beginIndex}, but its backup ends at ${end}`
+      })
   }
 
   // ---- hosts ----
@@ -488,7 +504,7 @@ export class NodeSim implements HostUser, ClientWorld {
     if (this.damaged === undefined) return
     const { host } = this.damaged
     const leader = this.leader()
-    if (leader === undefined || leader === host || host.node === undefined) return
+    if (leader === undefined || host.node === undefined) return
     const { membership } = leader.node!.members
     if (membership.outgoing !== undefined || !membership.voters.includes(host.nodeId!)) return
     const status = host.node.status()
