@@ -511,7 +511,9 @@ export class CellNode {
 
   hello(from: PeerNode, cellId: string): PeerHelloReply {
     const { member } = this
-    if (member !== undefined && cellId === '') member.members.onWaiting(from)
+    // Or a leader died when it had told it of the cell and nobody else of it.
+    const isOutside = cellId === member?.cellId && !member.members.all.has(from.nodeId)
+    if (member !== undefined && (cellId === '' || isOutside)) member.members.onWaiting(from)
     const { seed } = this.node
     const isFirst = seed.some(({ nodeId }) => nodeId === from.nodeId)
     return {
