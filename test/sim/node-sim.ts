@@ -223,7 +223,9 @@ export class NodeSim implements HostUser, ClientWorld {
       .filter(({ beginIndex }) => beginIndex > 1)
     if (begins.length === 0) return
     const manifest = await new BackupManifestObject(store, begins[0]!.cellId).load()
-    const end = manifest === undefined ? 0 : backupEnd(manifest).index
+    // Until the cell has noted that there is a backup, nothing is kept for it; it is begun anew if need be.
+    if (manifest === undefined || backupEnd(manifest).index === 0) return
+    const end = backupEnd(manifest).index
     for (const { host, beginIndex } of begins)
       this.checker.demand(beginIndex <= end + 1, () => {
         return `the log of ${host.name} begins at ${beginIndex}, but its backup ends at ${end}`
