@@ -16,8 +16,3 @@ export interface BackupNote {
 export function backupNote(state: CellState): BackupNote | undefined {
   return state.notes.get(BACKUP_NOTE) as BackupNote | undefined
 }
-
-/** The last entry that the backup holds for sure; Infinity where there is no backup, and nothing to wait for. */
-export function backedUpTo(state: CellState): number {
-  return backupNote(state)?.done ?? Number.POSITIVE_INFINITY
-}

@@ -16,7 +16,7 @@ import {
   type Request,
   Role as ServerRole,
 } from '../../protocol/messages.ts'
-import { corruptError, invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
+import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { IncomingRequest, RequestContext } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
 import type { MetricsPart } from '../shared/metrics.ts'
@@ -28,13 +28,14 @@ import { findCell, type Seed } from './bootstrap.ts'
 import { CellState, decodeMembership } from './cell-state.ts'
 import { CellTimelines } from './cell-timelines.ts'
 import { createCore } from './core/consensus.ts'
-import type { CoreTiming, EntryId, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
+import type { CoreTiming, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
 import { Driver } from './driver.ts'
 import { Forwarder } from './forward.ts'
 import { CellLog } from './log/cell-log.ts'
 import type { PackRunner } from './log/packer.ts'
 import { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
+import { openNodeLog } from './node-log.ts'
 import { NodeMetrics } from './node-metrics.ts'
 import { Peers } from './peers.ts'
 import { Snapshots } from './snapshots.ts'
@@ -234,55 +235,32 @@ export class CellNode {
     const { options, files, node } = this
     const { disk, clock, dir, log: logger, segmentBytes } = options
     const { cellId, seed } = node
-    const logDir = join(dir, 'log')
-    if (!(await CellLog.exists(disk, logDir)))
-      throw corruptError(
-        `${logDir} is gone, and with it what this node has acknowledged. Restore it, or empty ${dir} as a whole: the others of the ` +
-          'cell, if there are any, then give it everything anew',
-      )
     const seedMembership: Membership = { voters: seed.map(({ nodeId }) => nodeId), learners: [] }
-    const kept: EntryId[] = []
-    let state = new CellState(seedMembership)
-    for (const member of seed) state.nodes.set(member.nodeId, { address: member.address, zone: member.zone })
-    for (const index of await files.listSnapshots()) {
-      state = await files.loadSnapshot(index)
-      kept.push(state.last)
-    }
-    const { voters } = state.membership
-    const isAlone = voters.length === 1 && voters[0] === node.nodeId
-    const { log, start } = await CellLog.open({
-      disk,
-      clock,
-      dir: logDir,
-      log: logger,
-      ...(segmentBytes !== undefined && { segmentBytes }),
-      ...(options.packs !== undefined && { packs: options.packs }),
-      appliedTo: state.last.index,
-      acceptDamage: !isAlone,
-      onFatal: error => driver.fail(error),
+    let { recovering } = node
+    const { log, start, state, kept } = await openNodeLog({
+      files,
+      logger,
+      self: node.nodeId,
+      open: {
+        disk,
+        clock,
+        dir: join(dir, 'log'),
+        log: logger,
+        ...(segmentBytes !== undefined && { segmentBytes }),
+        ...(options.packs !== undefined && { packs: options.packs }),
+        onFatal: error => driver.fail(error),
+      },
+      first: () => {
+        const state = new CellState(seedMembership)
+        for (const { nodeId, address, zone } of seed) state.nodes.set(nodeId, { address, zone })
+        return state
+      },
+      recover: async () => {
+        recovering = true
+        this.node = { ...node, recovering }
+        await files.saveNode(this.node)
+      },
     })
-    if (log.base.index > state.last.index) {
-      // The snapshot that the log was emptied for is durable before: this is not what we left.
-      throw invalidError(
-        `${dir}: the log begins after entry ${log.base.index}, but the newest snapshot is of ${state.last.index}`,
-      )
-    }
-    let recovering = node.recovering
-    if (start.damage !== undefined) {
-      logger.error(
-        { damage: start.damage, lastIndex: log.lastIndex },
-        'part of the log is damaged: it is fetched from the others',
-      )
-      recovering = true
-      this.node = { ...node, recovering }
-      await files.saveNode(this.node)
-    }
-    // A snapshot is durable before the log is emptied in its favour: a crash may have come between.
-    const { last } = state
-    if (last.index > log.base.index && log.termAt(last.index) !== last.term) {
-      logger.info({ index: last.index, lastIndex: log.lastIndex }, 'the log begins anew after the snapshot')
-      await log.reset(last)
-    }
     const base = log.base
     const hardState = await files.loadVote()
     const baseMembership =
@@ -306,6 +284,7 @@ export class CellNode {
       timing: options.timing,
     })
     const snapshots = new Snapshots(files, log, kept, logger, segmentBytes)
+    snapshots.awaitsBackup = (options.backup?.store ?? null) !== null
     const peers = new Peers({
       cellId,
       self: this.self,

@@ -8,7 +8,7 @@
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { internalError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
-import { backedUpTo } from './backup-note.ts'
+import { backupNote } from './backup-note.ts'
 import type { CellState } from './cell-state.ts'
 import type { EntryId, LogIndex } from './core/types.ts'
 import type { CellLog } from './log/cell-log.ts'
@@ -32,6 +32,8 @@ export class Snapshots {
   private bytesSince = 0
   private lastBytes = 0
   private turn: Promise<unknown> = Promise.resolve()
+  /** The cell is to have a backup, whether or not it has agreed on one yet: until then nothing is given up. */
+  awaitsBackup = false
 
   constructor(
     files: NodeFiles,
@@ -130,7 +132,7 @@ export class Snapshots {
         first !== undefined && first.index < lowest ? ((first.index + 1) as LogIndex) : this.log.beginIndex
       await this.log.trim({
         keepFrom,
-        dropThrough: backedUpTo(state),
+        dropThrough: this.backedUpTo(state),
         neededFrom: id => {
           const timeline = state.timelines.get(id)
           return timeline === undefined ? undefined : state.neededFrom(timeline)
@@ -143,9 +145,14 @@ export class Snapshots {
     })
   }
 
+  /** The last entry that the backup holds for sure; Infinity where there is none, and nothing to wait for. */
+  private backedUpTo(state: CellState): number {
+    return backupNote(state)?.done ?? (this.awaitsBackup ? 0 : Number.POSITIVE_INFINITY)
+  }
+
   /** Index of the first entry whose redo somebody needs, the backup among them; beyond the end if nobody needs any. */
   private async lowestNeeded(state: CellState): Promise<number> {
-    let lowest: number = Math.min(state.last.index, backedUpTo(state)) + 1
+    let lowest: number = Math.min(state.last.index, this.backedUpTo(state)) + 1
     for (const timeline of [...state.timelines.values()]) {
       const from = state.neededFrom(timeline)
       if (from >= timeline.endLsn) {

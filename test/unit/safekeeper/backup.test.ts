@@ -2,7 +2,7 @@
 import t from 'tap'
 import { crc32c } from '../../../protocol/crc32c.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../../protocol/ids.ts'
-import { backedUpTo, backupNote } from '../../../server/safekeeper/backup-note.ts'
+import { backupNote } from '../../../server/safekeeper/backup-note.ts'
 import { loadBackup, restoreBackup, verifyBackup } from '../../../server/safekeeper/backup-restore.ts'
 import type { CellState } from '../../../server/safekeeper/cell-state.ts'
 import type { Driver } from '../../../server/safekeeper/driver.ts'
@@ -116,14 +116,16 @@ const partsOf = (node: CellNode) =>
   (node as unknown as { readonly member: { readonly log: CellLog; readonly driver: Driver } }).member
 const stateOf = (node: CellNode): CellState => partsOf(node).driver.state
 
+const backedUpTo = (node: CellNode): number => backupNote(stateOf(node))?.done ?? 0
+
 /** Waits until all that is there now is backed up. */
 async function backedUp(node: CellNode): Promise<void> {
   const target = stateOf(node).last.index
   for (let i = 0; i < 5000; i++) {
-    if (backupNote(stateOf(node)) !== undefined && backedUpTo(stateOf(node)) >= target) return
+    if (backedUpTo(node) >= target) return
     await clock.sleep(10)
   }
-  throw new Error(`backed up to ${backedUpTo(stateOf(node))} instead of ${target}`)
+  throw new Error(`backed up to ${backedUpTo(node)} instead of ${target}`)
 }
 
 async function readAll(node: CellNode, id: TimelineId, from: number): Promise<Buffer> {
@@ -257,7 +259,7 @@ t.test('redo is not given up before the backup has it', async t => {
     await log.packed()
   }
   const begin = node.status().beginIndex
-  t.ok(begin <= backedUpTo(stateOf(node)) + 1, `the log begins at ${begin}`)
+  t.ok(begin <= backedUpTo(node) + 1, `the log begins at ${begin}`)
   store.fault = () => {}
   await backedUp(node)
   const { packs } = await loadBackup(store, node.status().cellId)

@@ -1,0 +1,98 @@
+/**
+ * What a node finds on its disk when it starts: its log, and the newest snapshot of the cell's state that the log reaches.
+ *
+ * A log may end below a snapshot: damage has cut it, or a crash came between the snapshot of a leader and the emptying of the
+ * log in its favour. Redo that somebody needs may lie below all snapshots but the oldest (snapshots.ts). So the state goes back as
+ * far as the log does, and only where the log's beginning was trimmed and no snapshot is reached, the log begins anew after the
+ * oldest, below which nobody needs anything.
+ */
+import { corruptError, invalidError, PalimpsestError } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import type { CellState } from './cell-state.ts'
+import type { EntryId } from './core/types.ts'
+import { CellLog, type CellLogOptions, type LogStart } from './log/cell-log.ts'
+import type { NodeFiles } from './node-files.ts'
+
+export interface NodeLog {
+  readonly log: CellLog
+  readonly start: LogStart
+  readonly state: CellState
+  /** Snapshots that are there, ascending; the log reaches all of them. */
+  readonly kept: EntryId[]
+}
+
+export interface NodeLogOptions {
+  readonly files: NodeFiles
+  readonly logger: Log
+  readonly open: Omit<CellLogOptions, 'appliedTo' | 'acceptDamage'>
+  /** Of the cell as it was seeded. */
+  readonly first: () => CellState
+  readonly self: string
+  /** Makes it durable that this node must not vote: called before damaged entries are set aside. */
+  readonly recover: () => Promise<void>
+}
+
+/** Throws kind corrupt for damage that nobody else could repair: of a node that is alone. */
+export async function openNodeLog(options: NodeLogOptions): Promise<NodeLog> {
+  const { files, logger, open, first } = options
+  if (!(await CellLog.exists(open.disk, open.dir)))
+    throw corruptError(
+      `${open.dir} is gone, and with it what this node has acknowledged. Restore it, or empty ${files.dir} as a whole: the others of the ` +
+        'cell, if there are any, then give it everything anew',
+    )
+  const kept: EntryId[] = []
+  let newest = first()
+  for (const index of await files.listSnapshots()) {
+    newest = await files.loadSnapshot(index)
+    kept.push(newest.last)
+  }
+  const { voters } = newest.membership
+  const isAlone = voters.length === 1 && voters[0] === options.self
+  let opened = await openLog(options, newest.last.index, isAlone)
+  const { base } = opened.log
+  if (base.index > newest.last.index)
+    // The snapshot that the log was emptied for is durable before: this is not what we left.
+    throw invalidError(
+      `${files.dir}: the log begins after entry ${base.index}, but the newest snapshot is of ${newest.last.index}`,
+    )
+
+  const beyond: EntryId[] = []
+  while (kept.length > 0) {
+    const last = kept[kept.length - 1]!
+    if (opened.log.termAt(last.index) === last.term) break
+    beyond.unshift(kept.pop()!)
+  }
+  if (beyond.length === 0) return { ...opened, state: newest, kept }
+  logger.warn(
+    { lastIndex: opened.log.lastIndex, snapshots: beyond, base },
+    'the log does not reach the newest snapshot',
+  )
+  if (kept.length === 0 && base.index > 0) {
+    const oldest = beyond.shift()!
+    await opened.log.reset(oldest)
+    kept.push(oldest)
+  } else {
+    // What was applied is to be applied again: the log's index by timeline follows the state.
+    await opened.log.close()
+    opened = await openLog(options, kept.at(-1)?.index ?? 0, isAlone)
+  }
+  for (const { index } of beyond) await files.removeSnapshot(index)
+  const last = kept.at(-1)
+  return { ...opened, state: last === undefined ? first() : await files.loadSnapshot(last.index), kept }
+}
+
+async function openLog(
+  { logger, open, recover }: NodeLogOptions,
+  appliedTo: number,
+  isAlone: boolean,
+): Promise<{ log: CellLog; start: LogStart }> {
+  const whole = { ...open, appliedTo: appliedTo as CellLogOptions['appliedTo'] }
+  try {
+    return await CellLog.open(whole)
+  } catch (error) {
+    if (isAlone || !(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+    logger.error({ err: error }, 'part of the log is damaged: it is fetched from the others')
+  }
+  await recover()
+  return CellLog.open({ ...whole, acceptDamage: true })
+}
