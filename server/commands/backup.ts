@@ -3,7 +3,6 @@ import { randomBytes } from 'node:crypto'
 import Table from 'cli-table3'
 import { type Command, Option } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
-import { checkNodeName } from '../../protocol/messages.ts'
 import { backupEnd, listBackups } from '../safekeeper/backup-manifest.ts'
 import { loadBackup, restoreBackup, verifyBackup } from '../safekeeper/backup-restore.ts'
 import { lockDirectory } from '../shared/dir-lock.ts'
@@ -12,7 +11,15 @@ import { formatBytes } from '../shared/format.ts'
 import { createLog } from '../shared/log.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
-import { addressArgument, DEFAULT_ADDRESS, formatTime, printJson, UsageError } from './common.ts'
+import {
+  addressArgument,
+  DEFAULT_ADDRESS,
+  formatTime,
+  nodeNameArgument,
+  printJson,
+  UsageError,
+  zoneArgument,
+} from './common.ts'
 import { addS3Options, openStoreAt, type S3CommandOptions } from './store-options.ts'
 
 interface BackupCommandOptions extends S3CommandOptions {
@@ -90,16 +97,16 @@ export function registerBackup(program: Command): void {
     ),
   )
     .requiredOption('--data <DIR>', 'folder to make, for palimpsest safekeeper --data')
-    .requiredOption('--id <ID>', 'name of the safekeeper')
+    .requiredOption('--id <ID>', 'name of the safekeeper', nodeNameArgument)
     .addOption(
       new Option('--listen <HOST:PORT>', 'where that safekeeper will listen')
         .argParser(addressArgument)
         .default(addressArgument(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
     )
-    .option('--zone <ZONE>', 'its zone', '')
+    .option('--zone <ZONE>', 'its zone', zoneArgument, '')
     .action(async (options: RestoreCommandOptions) => {
       const store = await openStoreAt(options.backup, options)
-      const name = nodeName(options.id)
+      const name = options.id
       const cellId = await cellOf(store, options)
       const newCellId = randomBytes(16).toString('hex')
       await nodeDisk.makeDir(options.data)
@@ -153,13 +160,4 @@ async function cellOf(store: ObjectStore, { cell }: BackupCommandOptions): Promi
       ? `${store.description} has no backup of a cell`
       : `${store.description} has backups of ${ids.length} cells: say which with --cell (palimpsest backup list)`,
   )
-}
-
-function nodeName(text: string): string {
-  try {
-    checkNodeName(text)
-    return text
-  } catch (error) {
-    throw new UsageError((error as Error).message)
-  }
 }

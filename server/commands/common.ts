@@ -5,7 +5,13 @@ import { InvalidArgumentError } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial, parseAddress, parseAddresses } from '../../protocol/dial.ts'
 import { checkTimelineName, type Lsn, parseLsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
-import { MessageType, type Role, type TimelineStatus } from '../../protocol/messages.ts'
+import {
+  checkNodeName,
+  checkZone,
+  MessageType,
+  type Role,
+  type TimelineStatus,
+} from '../../protocol/messages.ts'
 import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
@@ -16,6 +22,8 @@ export const addressesArgument = orWrongUsage(parseAddresses)
 /** Option parser for LSNs. */
 export const lsnArgument: (text: string) => Lsn = orWrongUsage(text => parseLsn(text))
 export const timelineNameArgument = orWrongUsage(checkTimelineName)
+export const nodeNameArgument = orWrongUsage(checkNodeName)
+export const zoneArgument = orWrongUsage(checkZone)
 export const timelineIdArgument: (text: string) => TimelineId = orWrongUsage(toTimelineId)
 
 function orWrongUsage<T>(parse: (text: string) => T): (text: string) => T {

@@ -1,7 +1,6 @@
 /** `palimpsest safekeeper`: one of a cell that keeps the redo log durable until the page server has it in layers. */
 import { type Command, InvalidArgumentError } from 'commander'
-import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
-import { checkNodeName, checkZone } from '../../protocol/messages.ts'
+import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { BACKUP_INTERVAL_MS_DEFAULT } from '../safekeeper/backup.ts'
 import { workerPackRunner } from '../safekeeper/log/pack-pool.ts'
 import { NODE_NAME_DEFAULT, startSafekeeper } from '../safekeeper/safekeeper.ts'
@@ -9,7 +8,7 @@ import { countBuffersInHeapLimit } from '../shared/heap-limits.ts'
 import { meteredDisk } from '../shared/metered-disk.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
-import { addressArgument, addressesArgument, UsageError } from './common.ts'
+import { addressArgument, addressesArgument, nodeNameArgument, UsageError, zoneArgument } from './common.ts'
 import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
 import { addS3Options, openStoreAt, type S3CommandOptions } from './store-options.ts'
 
@@ -117,14 +116,6 @@ function secondsArgument(text: string): number {
   return seconds
 }
 
-function nodeNameArgument(text: string): string {
-  return orWrongUsage(() => checkNodeName(text))
-}
-
-function zoneArgument(text: string): string {
-  return orWrongUsage(() => checkZone(text))
-}
-
 /** `NAME=HOST:PORT,…`. */
 export function peersArgument(text: string): Map<string, Address> {
   const peers = new Map<string, Address>()
@@ -133,20 +124,9 @@ export function peersArgument(text: string): Map<string, Address> {
     if (at < 0) throw new InvalidArgumentError(`"${part}" is not NAME=HOST:PORT.`)
     const name = nodeNameArgument(part.slice(0, at).trim())
     if (peers.has(name)) throw new InvalidArgumentError(`there are two nodes ${name}.`)
-    peers.set(
-      name,
-      orWrongUsage(() => parseAddress(part.slice(at + 1))),
-    )
+    peers.set(name, addressArgument(part.slice(at + 1)))
   }
   if (peers.size > 7 || peers.size % 2 === 0)
     throw new InvalidArgumentError(`${peers.size} nodes: a cell begins with 1, 3, 5 or 7.`)
   return peers
-}
-
-function orWrongUsage<T>(check: () => T): T {
-  try {
-    return check()
-  } catch (error) {
-    throw new InvalidArgumentError((error as Error).message)
-  }
 }

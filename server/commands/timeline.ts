@@ -6,7 +6,7 @@ import Table from 'cli-table3'
 import type { Command } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
-import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
+import { LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import {
   type BranchOf,
   MessageType,
@@ -26,6 +26,7 @@ import {
   lsnArgument,
   printJson,
   timeArgument,
+  timelineNameArgument,
   UsageError,
   withConnection,
 } from './common.ts'
@@ -61,15 +62,15 @@ export function registerTimeline(program: Command): void {
 
   addClientOptions(
     timeline
-      .command('branch <new-name>')
+      .command('branch')
+      .argument('<new-name>', 'its name', timelineNameArgument)
       .description(
         'make a timeline that is another one up to a moment, and its own from there; copies no page',
       )
       .requiredOption('--from <NAME>', 'the timeline to branch')
       .option('--lsn <N>', 'the moment as an LSN (default: the newest that is ingested)', lsnArgument)
       .option('--time <ISO>', 'the moment as a time, e.g. 2026-11-21T12:00:00', timeArgument),
-  ).action(async (newName: string, options: ClientOptions & BranchOptions) => {
-    const name = nameArgument(newName)
+  ).action(async (name: string, options: ClientOptions & BranchOptions) => {
     if (options.lsn !== undefined && options.time !== undefined)
       throw new UsageError('give --lsn or --time, not both')
     const branch = await withConnection(options, Role.PAGESERVER, async pageServer => {
@@ -94,9 +95,12 @@ export function registerTimeline(program: Command): void {
   })
 
   addClientOptions(
-    timeline.command('rename <name-or-id> <new-name>').description('give a timeline another name'),
-  ).action(async (nameOrId: string, newName: string, options: ClientOptions) => {
-    const name = nameArgument(newName)
+    timeline
+      .command('rename')
+      .argument('<name-or-id>')
+      .argument('<new-name>', 'the name to give', timelineNameArgument)
+      .description('give a timeline another name'),
+  ).action(async (nameOrId: string, name: string, options: ClientOptions) => {
     const summary = await withConnection(options, Role.PAGESERVER, async pageServer => {
       const found = (await findTimeline(pageServer, nameOrId)).summary
       const request = { timeline: found.timeline, name }
@@ -240,14 +244,6 @@ async function ancestryOf(pageServer: Connection, timeline: TimelineId): Promise
   return {
     ancestor: own && { name: nameOf(own.ancestor), lsn: own.lsn },
     branches: below.map(branch => nameOf(branch.timeline)).sort(),
-  }
-}
-
-function nameArgument(text: string): string {
-  try {
-    return checkTimelineName(text)
-  } catch (error) {
-    throw new UsageError((error as Error).message)
   }
 }
 

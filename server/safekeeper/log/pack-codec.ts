@@ -589,7 +589,3 @@ export function entryOfRow(
 export function kindOfRow(table: PackTable, row: number): EntryKind {
   return kindOfNumber(table.kinds[row]! & KIND_MASK)!
 }
-
-export function isVoidRow(table: PackTable, row: number): boolean {
-  return (table.kinds[row]! & FLAG_VOID) !== 0
-}
