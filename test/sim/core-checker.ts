@@ -159,9 +159,13 @@ export function checkState(id: NodeId, core: CoreState): void {
   demand(core.role === 'leader' || commit <= verified, text)
   if (core.installing === undefined)
     demand(applied <= Math.min(commit, flushed) && log.base.index <= applied, text)
+  demand(core.memberships.length > 0, () => `${id} has no membership`)
+  // As many lie above `applied` as the log has: after a restart that is the whole log.
+  const [oldest, next] = core.memberships
   demand(
-    core.memberships.length > 0 && core.memberships.length < 64,
-    () => `${id}: ${core.memberships.length} memberships`,
+    core.installing !== undefined ||
+      (oldest!.index <= applied && (next === undefined || next.index > applied)),
+    () => `${text()}, but its memberships begin at ${oldest!.index} and go on at ${next?.index}`,
   )
   demand((core.lead !== undefined) === (core.role === 'leader'), text)
   if (core.lead === undefined) return
