@@ -22,7 +22,8 @@ import {
   type CellState,
   type TimelineState,
 } from './cell-state.ts'
-import { commandDraft, type Draft, type Driver } from './driver.ts'
+import { commandDraft, type Draft } from './draft.ts'
+import type { Driver } from './driver.ts'
 import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
 import { TimelineReader } from './timeline-reader.ts'

@@ -1,88 +1,42 @@
 /**
  * The one loop of a node: gives events to the consensus core, one after the other, and carries out the effects in their
- * order. Persist, then send; truncate or install, then everything else. Applies what is committed to the cell's state, and
- * tells those that wait.
+ * order. Persist, then send; truncate or install, then everything else.
  *
  * Nothing here decides anything about terms, votes or commits (core/), about bytes on disk (log/), or about what a timeline
- * may do (cell-state.ts, timelines.ts).
+ * may do (cell-state.ts, cell-timelines.ts). What is proposed waits in proposals.ts, what is committed goes through applier.ts.
  */
-import { crc32c } from '../../protocol/crc32c.ts'
-import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import type { PeerAppend, RaftMessage } from '../../protocol/messages.ts'
-import { internalError, type PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import { type PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
-import {
-  type Applied,
-  type CellCommand,
-  CellState,
-  decodeMembership,
-  encodeCommand,
-  encodeMembership,
-} from './cell-state.ts'
+import { Applier } from './applier.ts'
+import { type Applied, CellState } from './cell-state.ts'
 import { type CoreState, step } from './core/consensus.ts'
 import type {
   CoreEvent,
   Effect,
   EntryId,
-  EntryRun,
-  HardState,
   LogIndex,
   Membership,
-  MembershipAt,
   MembershipChange,
   Message,
   NodeId,
   Role,
   Term,
 } from './core/types.ts'
+import { type Draft, ownEntry } from './draft.ts'
 import { EntryCache } from './entry-cache.ts'
+import { unpack } from './inbound.ts'
 import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
 import type { NodeFiles } from './node-files.ts'
 import { Outbox, type PeerTransport } from './outbox.ts'
+import { notLeading, Proposals } from './proposals.ts'
+import { VoteQueue } from './vote-queue.ts'
 
 const TICK_MS = 10
 /** Entries that a message may bring while so much waits to be written here: then the sender waits. */
 const QUEUED_BYTES_MAX = 32 * 1024 * 1024
-const APPLY_READ_BYTES = 4 * 1024 * 1024
-const NOTHING = Buffer.alloc(0)
-
-/** What an entry says, before it has an index. */
-export interface Draft {
-  readonly kind: 'command' | 'redo' | 'gap'
-  readonly timeline: TimelineId | undefined
-  readonly epoch: WriterEpoch
-  readonly beginLsn: Lsn
-  readonly endLsn: Lsn
-  readonly wallTimeUs: number
-  readonly payload: Uint8Array
-  readonly payloadCrc: number
-}
-
-export function commandDraft(command: CellCommand): Draft {
-  const payload = encodeCommand(command)
-  return {
-    kind: 'command',
-    timeline: undefined,
-    epoch: 0 as WriterEpoch,
-    beginLsn: 0 as Lsn,
-    endLsn: 0 as Lsn,
-    wallTimeUs: 0,
-    payload,
-    payloadCrc: crc32c(payload, 0, payload.length),
-  }
-}
-
-interface Proposal {
-  readonly draft: Draft
-  readonly resolve: (result: Applied) => void
-  readonly reject: (error: PalimpsestError) => void
-}
-
-interface Waiter extends Proposal {
-  readonly term: Term
-}
 
 /** What a message brought along. */
 interface Inbound {
@@ -127,7 +81,9 @@ export class Driver {
   private readonly log: CellLog
   private readonly outbox: Outbox
   private readonly cache = new EntryCache()
-  private state_: CellState
+  private readonly proposals = new Proposals()
+  private readonly applier: Applier
+  private readonly votes: VoteQueue
   /** An effect that must end before anything else is under way. */
   private blocked = false
   private stepping = false
@@ -135,19 +91,7 @@ export class Driver {
   private flushedMeanwhile = false
   private tickMeanwhile = false
   private unblockedWaiters: (() => void)[] = []
-  /** Persists, and what must not leave before them, in order. */
-  private readonly afterPersist: (
-    | { readonly persist: HardState }
-    | { readonly to: NodeId; readonly message: Message }
-  )[] = []
-  private persisting = false
-  private drafts: Proposal[] = []
   private draftsScheduled = false
-  private batch: Proposal[] = []
-  /** By index. */
-  private readonly waiters = new Map<number, Waiter>()
-  private commit = 0 as LogIndex
-  private applying = false
   private role_: Role = 'follower'
   private term_ = 0 as Term
   private leader_: NodeId | undefined
@@ -157,7 +101,6 @@ export class Driver {
     number,
     { readonly resolve: () => void; readonly reject: (error: Error) => void }
   >()
-  private appliedWaiters: { readonly index: number; readonly run: () => void }[] = []
   private operation:
     | { readonly what: 'change' | 'transfer'; readonly refuse: (why: string) => void }
     | undefined
@@ -172,9 +115,24 @@ export class Driver {
     this.self = options.self
     this.core = options.core
     this.log = options.log
-    this.state_ = options.state
-    this.commit = options.state.last.index
     this.cache.reset(options.log.lastIndex)
+    this.applier = new Applier({
+      log: options.log,
+      cache: this.cache,
+      logger: options.logger,
+      state: options.state,
+      onApplied: (entry, result) => {
+        options.events.onApplied(entry, result)
+        this.proposals.applied(entry, result)
+      },
+      onFatal: error => this.fail(error),
+    })
+    this.votes = new VoteQueue({
+      save: hardState => options.files.saveVote(hardState),
+      onPersisted: hardState => this.dispatch({ type: 'persisted', hardState }),
+      send: (to, message) => this.send(to, message),
+      onFatal: error => this.fail(error),
+    })
     this.outbox = new Outbox({
       transport: options.transport,
       log: options.log,
@@ -192,7 +150,7 @@ export class Driver {
   }
 
   get state(): CellState {
-    return this.state_
+    return this.applier.state
   }
 
   get role(): Role {
@@ -208,7 +166,7 @@ export class Driver {
   }
 
   get commitIndex(): LogIndex {
-    return this.commit
+    return this.applier.commit
   }
 
   get writable(): boolean {
@@ -217,7 +175,7 @@ export class Driver {
 
   /** Leads, and has applied an entry of its own term: its state is the newest. */
   get isServing(): boolean {
-    return this.role_ === 'leader' && this.state_.last.term === this.term_
+    return this.role_ === 'leader' && this.state.last.term === this.term_
   }
 
   /** Why this node has ended. */
@@ -256,6 +214,7 @@ export class Driver {
   /** No further events. What is under way is not waited for. */
   stop(reason: PalimpsestError): void {
     this.stopped = true
+    this.applier.stop()
     this.failAll(reason)
   }
 
@@ -267,10 +226,9 @@ export class Driver {
    */
   propose(draft: Draft): Promise<Applied> {
     if (this.failure !== undefined) return Promise.reject(this.failure)
-    return new Promise((resolve, reject) => {
-      this.drafts.push({ draft, resolve, reject })
-      this.scheduleDrafts()
-    })
+    const applied = this.proposals.add(draft)
+    this.scheduleDrafts()
+    return applied
   }
 
   private scheduleDrafts(): void {
@@ -283,13 +241,8 @@ export class Driver {
   }
 
   private proposeDrafts(): void {
-    if (this.drafts.length === 0 || this.blocked || this.stopped) return
-    this.batch = this.drafts
-    this.drafts = []
-    this.dispatch({ type: 'propose', count: this.batch.length })
-    const left = this.batch
-    this.batch = []
-    for (const { reject } of left) reject(notLeading())
+    if (!this.proposals.hasDrafts || this.blocked || this.stopped) return
+    this.proposals.offer(count => this.dispatch({ type: 'propose', count }))
   }
 
   /** Resolves when the state holds all that was committed anywhere when it was called. Rejects (retry) if that cannot be known. */
@@ -335,41 +288,7 @@ export class Driver {
   async receiveEntries(from: NodeId, message: PeerAppend, bulk: Uint8Array): Promise<void> {
     this.heardMs.set(from, this.options.clock.monotonicMs())
     await this.unblocked()
-    const entries: LogEntry[] = []
-    const runs: EntryRun[] = []
-    const memberships: MembershipAt[] = []
-    let offset = 0
-    let index = message.prev.index
-    let run: { term: Term; count: number } | undefined
-    for (const sent of message.entries) {
-      const term = sent.term as Term
-      const payload = sent.payloadBytes === 0 ? NOTHING : bulk.subarray(offset, offset + sent.payloadBytes)
-      offset += sent.payloadBytes
-      index++
-      const { kind, timeline, epoch, beginLsn, endLsn, wallTimeUs, payloadCrc, dropped } = sent
-      entries.push({
-        index: index as LogIndex,
-        term,
-        kind,
-        timeline,
-        epoch,
-        beginLsn,
-        endLsn,
-        wallTimeUs,
-        payload,
-        payloadCrc,
-        dropped,
-      })
-      if (kind === 'membership')
-        memberships.push({ index: index as LogIndex, membership: decodeMembership(payload) })
-      if (run?.term === term) run.count++
-      else {
-        run = { term, count: 1 }
-        runs.push(run)
-      }
-    }
-    const { term, prev, commit, round } = message
-    const core = { type: 'append', term, prev, runs, memberships, commit, round } as unknown as Message
+    const { message: core, entries } = unpack(message, bulk)
     this.dispatch({ type: 'message', from, message: core }, { entries })
     while (this.log.queuedBytes > QUEUED_BYTES_MAX && !this.stopped && this.failure === undefined)
       await new Promise<void>(resolve => this.unblockedWaiters.push(resolve))
@@ -469,7 +388,7 @@ export class Driver {
             this.tickMeanwhile = false
             this.dispatch({ type: 'tick', nowMs: this.options.clock.monotonicMs() })
           }
-          if (this.drafts.length > 0) this.scheduleDrafts()
+          if (this.proposals.hasDrafts) this.scheduleDrafts()
           this.wakeUnblocked()
         },
         error => this.fail(error),
@@ -481,12 +400,10 @@ export class Driver {
   private effect(effect: Effect, inbound: Inbound | undefined): Promise<void> | undefined {
     switch (effect.type) {
       case 'persist':
-        this.afterPersist.push({ persist: effect.hardState })
-        void this.persistLoop()
+        this.votes.persist(effect.hardState)
         return undefined
       case 'send':
-        if (effect.when === 'afterPersist' && this.afterPersist.length > 0)
-          this.afterPersist.push({ to: effect.to, message: effect.message })
+        if (effect.when === 'afterPersist') this.votes.send(effect.to, effect.message)
         else this.send(effect.to, effect.message)
         return undefined
       case 'replicate':
@@ -496,10 +413,10 @@ export class Driver {
         this.outbox.snapshot(effect.to, effect.term)
         return undefined
       case 'append':
-        this.append(effect.first, effect.count, effect.term)
+        this.store(this.proposals.written(effect.first, effect.count, effect.term))
         return undefined
       case 'appendOwn':
-        this.appendOwn(effect)
+        this.store([ownEntry(effect)])
         return undefined
       case 'truncate':
         this.cache.truncateAfter(effect.after)
@@ -507,16 +424,13 @@ export class Driver {
       case 'store': {
         const all = inbound!.entries!
         const at = effect.first - all[0]!.index
-        const entries = all.slice(at, at + effect.count)
-        for (const entry of entries) this.cache.push(entry)
-        this.write(entries)
+        this.store(all.slice(at, at + effect.count))
         return undefined
       }
       case 'install':
         return this.install(effect.last, inbound!.snapshot!)
       case 'commit':
-        this.commit = effect.index
-        this.applyCommitted()
+        this.applier.committed(effect.index)
         return undefined
       case 'role':
         this.onRole(effect.role, effect.term, effect.leader)
@@ -533,7 +447,7 @@ export class Driver {
       case 'readReady': {
         const read = this.reads.get(effect.id)
         this.reads.delete(effect.id)
-        if (read !== undefined) this.whenApplied(effect.index, read.resolve)
+        if (read !== undefined) this.applier.whenApplied(effect.index, read.resolve)
         return undefined
       }
       case 'readRefused':
@@ -543,75 +457,13 @@ export class Driver {
     }
   }
 
-  private async persistLoop(): Promise<void> {
-    if (this.persisting) return
-    this.persisting = true
-    try {
-      for (;;) {
-        const next = this.afterPersist[0]
-        if (next === undefined) break
-        if ('persist' in next) {
-          await this.options.files.saveVote(next.persist)
-          this.afterPersist.shift()
-          this.dispatch({ type: 'persisted', hardState: next.persist })
-        } else {
-          this.afterPersist.shift()
-          this.send(next.to, next.message)
-        }
-      }
-    } catch (error) {
-      this.fail(
-        internalError(
-          `the vote of this node could not be made durable: ${(error as Error).message}; this node stops`,
-          error,
-        ),
-      )
-    } finally {
-      this.persisting = false
-    }
-  }
-
   private send(to: NodeId, message: Message): void {
     if (this.stopped || this.failure !== undefined) return
     this.options.transport.send(to, message as unknown as RaftMessage)
   }
 
-  private append(first: LogIndex, count: number, term: Term): void {
-    const batch = this.batch
-    if (batch.length !== count) throw internalError(`${count} entries for ${batch.length} proposals`)
-    this.batch = []
-    const entries: LogEntry[] = []
-    for (let i = 0; i < count; i++) {
-      const proposal = batch[i]!
-      const index = (first + i) as LogIndex
-      const entry: LogEntry = { ...proposal.draft, index, term, dropped: false }
-      this.waiters.set(index, { ...proposal, term })
-      this.cache.push(entry)
-      entries.push(entry)
-    }
-    this.write(entries)
-  }
-
-  private appendOwn({ id, entry }: Extract<Effect, { type: 'appendOwn' }>): void {
-    const payload = entry.kind === 'membership' ? encodeMembership(entry.membership) : NOTHING
-    const own: LogEntry = {
-      index: id.index,
-      term: id.term,
-      kind: entry.kind,
-      timeline: undefined,
-      epoch: 0 as WriterEpoch,
-      beginLsn: 0 as Lsn,
-      endLsn: 0 as Lsn,
-      wallTimeUs: 0,
-      payload,
-      payloadCrc: payload.length === 0 ? 0 : crc32c(payload, 0, payload.length),
-      dropped: false,
-    }
-    this.cache.push(own)
-    this.write([own])
-  }
-
-  private write(entries: readonly LogEntry[]): void {
+  private store(entries: readonly LogEntry[]): void {
+    for (const entry of entries) this.cache.push(entry)
     try {
       this.log.append(entries)
     } catch (error) {
@@ -625,14 +477,13 @@ export class Driver {
     await this.options.keepSnapshot(last, bytes)
     await this.log.reset(last)
     this.cache.reset(last.index)
-    this.state_ = CellState.decode(bytes)
-    this.commit = last.index
+    this.applier.install(CellState.decode(bytes))
     this.options.logger.info(
       { index: last.index },
       "the cell's state was installed from the leader's snapshot",
     )
     this.options.events.onInstalled()
-    this.wakeApplied()
+    this.applier.wake()
   }
 
   private onRole(role: Role, term: Term, leader: NodeId | undefined): void {
@@ -665,73 +516,9 @@ export class Driver {
     const error = retryError(
       `${this.log.lastError}; appends are refused until space is freed or the page server has trimmed the log`,
     )
-    for (const [index, waiter] of this.waiters)
-      if (index > last.index) {
-        this.waiters.delete(index)
-        waiter.reject(error)
-      }
+    this.proposals.dropAfter(last.index, error)
     this.dispatch({ type: 'dropped', last })
     this.wakeUnblocked()
-  }
-
-  // Applying
-
-  private applyCommitted(): void {
-    if (this.applying) return
-    while (this.state_.last.index < this.commit) {
-      const entry = this.cache.get(this.state_.last.index + 1)
-      if (entry === undefined) {
-        void this.applyFromDisk()
-        return
-      }
-      this.apply(entry)
-    }
-    this.wakeApplied()
-  }
-
-  private async applyFromDisk(): Promise<void> {
-    this.applying = true
-    try {
-      while (this.state_.last.index < this.commit && !this.stopped) {
-        const from = (this.state_.last.index + 1) as LogIndex
-        const entries = await this.log.read(from, this.commit, APPLY_READ_BYTES)
-        // A snapshot may have been installed meanwhile.
-        for (const entry of entries) if (entry.index === this.state_.last.index + 1) this.apply(entry)
-        this.wakeApplied()
-      }
-    } catch (error) {
-      this.fail(toPalimpsestError(error, 'applying what is committed'))
-      return
-    } finally {
-      this.applying = false
-    }
-    this.applyCommitted()
-  }
-
-  private apply(entry: LogEntry): void {
-    const result = this.state_.apply(entry)
-    this.log.applied(entry, result.void)
-    if (result.void)
-      this.options.logger.debug({ index: entry.index, reason: result.why }, 'an entry of the log is void')
-    this.options.events.onApplied(entry, result)
-    const waiter = this.waiters.get(entry.index)
-    if (waiter === undefined) return
-    this.waiters.delete(entry.index)
-    if (waiter.term === entry.term) waiter.resolve(result)
-    else waiter.reject(notLeading())
-  }
-
-  private whenApplied(index: number, run: () => void): void {
-    if (this.state_.last.index >= index) run()
-    else this.appliedWaiters.push({ index, run })
-  }
-
-  private wakeApplied(): void {
-    if (this.appliedWaiters.length === 0) return
-    const { index } = this.state_.last
-    const ready = this.appliedWaiters.filter(waiter => waiter.index <= index)
-    this.appliedWaiters = this.appliedWaiters.filter(waiter => waiter.index > index)
-    for (const { run } of ready) run()
   }
 
   // Ends
@@ -746,9 +533,7 @@ export class Driver {
   }
 
   private failAll(error: PalimpsestError): void {
-    for (const { reject } of this.drafts.splice(0)) reject(error)
-    for (const { reject } of this.waiters.values()) reject(error)
-    this.waiters.clear()
+    this.proposals.failAll(error)
     for (const { reject } of this.reads.values()) reject(error)
     this.reads.clear()
     this.wakeUnblocked()
@@ -761,8 +546,4 @@ export class Driver {
     this.failAll(toPalimpsestError(error))
     this.options.onFatal(error)
   }
-}
-
-function notLeading(): PalimpsestError {
-  return retryError('this node leads the cell no longer; what became of the request is not known: ask again')
 }

@@ -11,7 +11,8 @@ import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
 import { errorOf } from './cell-timelines.ts'
 import type { Membership, NodeId } from './core/types.ts'
-import { commandDraft, type Driver } from './driver.ts'
+import { commandDraft } from './draft.ts'
+import type { Driver } from './driver.ts'
 import { nameOf } from './node-files.ts'
 
 const VOTERS_MAX = 7

@@ -1,0 +1,117 @@
+/**
+ * Applies what is committed to the cell's state, each entry once and in order: from memory where it can, else from disk. Tells those
+ * that wait for an index to be applied.
+ */
+import { toPalimpsestError } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import type { Applied, CellState } from './cell-state.ts'
+import type { LogIndex } from './core/types.ts'
+import type { EntryCache } from './entry-cache.ts'
+import type { CellLog } from './log/cell-log.ts'
+import type { LogEntry } from './log/entry.ts'
+
+const READ_BYTES = 4 * 1024 * 1024
+
+export interface ApplierOptions {
+  readonly log: CellLog
+  readonly cache: EntryCache
+  readonly logger: Log
+  readonly state: CellState
+  /** After each entry, in order. */
+  readonly onApplied: (entry: LogEntry, result: Applied) => void
+  readonly onFatal: (error: Error) => void
+}
+
+export class Applier {
+  private readonly options: ApplierOptions
+  private state_: CellState
+  private commit_: LogIndex
+  /** Entries are being read from disk. */
+  private reading = false
+  private stopped = false
+  private waiters: { readonly index: number; readonly run: () => void }[] = []
+
+  constructor(options: ApplierOptions) {
+    this.options = options
+    this.state_ = options.state
+    this.commit_ = options.state.last.index
+  }
+
+  get state(): CellState {
+    return this.state_
+  }
+
+  get commit(): LogIndex {
+    return this.commit_
+  }
+
+  /** All up to here is committed. */
+  committed(index: LogIndex): void {
+    this.commit_ = index
+    this.applyCommitted()
+  }
+
+  /** A snapshot takes the place of all that was applied. */
+  install(state: CellState): void {
+    this.state_ = state
+    this.commit_ = state.last.index
+  }
+
+  /** Calls back when all up to `index` is applied: at once if it is. */
+  whenApplied(index: number, run: () => void): void {
+    if (this.state_.last.index >= index) run()
+    else this.waiters.push({ index, run })
+  }
+
+  wake(): void {
+    if (this.waiters.length === 0) return
+    const { index } = this.state_.last
+    const ready = this.waiters.filter(waiter => waiter.index <= index)
+    this.waiters = this.waiters.filter(waiter => waiter.index > index)
+    for (const { run } of ready) run()
+  }
+
+  stop(): void {
+    this.stopped = true
+  }
+
+  private applyCommitted(): void {
+    if (this.reading || this.stopped) return
+    while (this.state_.last.index < this.commit_) {
+      const entry = this.options.cache.get(this.state_.last.index + 1)
+      if (entry === undefined) {
+        void this.applyFromDisk()
+        return
+      }
+      this.apply(entry)
+    }
+    this.wake()
+  }
+
+  private async applyFromDisk(): Promise<void> {
+    this.reading = true
+    try {
+      while (this.state_.last.index < this.commit_ && !this.stopped) {
+        const from = (this.state_.last.index + 1) as LogIndex
+        const entries = await this.options.log.read(from, this.commit_, READ_BYTES)
+        // A snapshot may have been installed meanwhile.
+        for (const entry of entries) if (entry.index === this.state_.last.index + 1) this.apply(entry)
+        this.wake()
+      }
+    } catch (error) {
+      this.options.onFatal(toPalimpsestError(error, 'applying what is committed'))
+      return
+    } finally {
+      this.reading = false
+    }
+    this.applyCommitted()
+  }
+
+  private apply(entry: LogEntry): void {
+    const { log, logger, onApplied } = this.options
+    const result = this.state_.apply(entry)
+    log.applied(entry, result.void)
+    if (result.void) logger.debug({ index: entry.index, reason: result.why }, 'an entry of the log is void')
+    onApplied(entry, result)
+  }
+}

@@ -1,0 +1,52 @@
+/** What an entry says before it has an index, and the entries that the cell makes for itself. */
+import { crc32c } from '../../protocol/crc32c.ts'
+import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
+import { type CellCommand, encodeCommand, encodeMembership } from './cell-state.ts'
+import type { Effect } from './core/types.ts'
+import type { LogEntry } from './log/entry.ts'
+
+const NOTHING = Buffer.alloc(0)
+
+export interface Draft {
+  readonly kind: 'command' | 'redo' | 'gap'
+  readonly timeline: TimelineId | undefined
+  readonly epoch: WriterEpoch
+  readonly beginLsn: Lsn
+  readonly endLsn: Lsn
+  readonly wallTimeUs: number
+  readonly payload: Uint8Array
+  readonly payloadCrc: number
+}
+
+/** What all entries have in common that are no timeline's. */
+const OF_THE_CELL = {
+  timeline: undefined,
+  epoch: 0 as WriterEpoch,
+  beginLsn: 0 as Lsn,
+  endLsn: 0 as Lsn,
+  wallTimeUs: 0,
+} as const
+
+export function commandDraft(command: CellCommand): Draft {
+  const payload = encodeCommand(command)
+  return {
+    kind: 'command',
+    ...OF_THE_CELL,
+    payload,
+    payloadCrc: crc32c(payload, 0, payload.length),
+  }
+}
+
+/** The entry that the core has written of its own accord: a no-op, or a membership. */
+export function ownEntry({ id, entry }: Extract<Effect, { type: 'appendOwn' }>): LogEntry {
+  const payload = entry.kind === 'membership' ? encodeMembership(entry.membership) : NOTHING
+  return {
+    index: id.index,
+    term: id.term,
+    kind: entry.kind,
+    ...OF_THE_CELL,
+    payload,
+    payloadCrc: payload.length === 0 ? 0 : crc32c(payload, 0, payload.length),
+    dropped: false,
+  }
+}
