@@ -81,6 +81,8 @@ export const MessageType = {
   PeerRaft: 0x0406,
   PeerAppend: 0x0407,
   PeerSnapshot: 0x0408,
+  PeerFetch: 0x0409,
+  PeerFetched: 0x040a,
   // 0x05: a cell and its members
   CellStatus: 0x0501,
   CellStatusReply: 0x0502,

@@ -396,19 +396,7 @@ export const PeerAppendCodec: Codec<PeerAppend> = {
     w.u64(m.commit)
     w.u64(m.round)
     w.u32(m.entries.length)
-    for (const e of m.entries) {
-      w.u64(e.term)
-      w.u8(PEER_ENTRY_KINDS.indexOf(e.kind) + 1)
-      w.bool(e.dropped)
-      w.u16(0)
-      w.u32(e.payloadBytes)
-      w.u32(e.payloadCrc)
-      w.timeline(e.timeline ?? NO_TIMELINE)
-      w.u64(e.epoch)
-      w.u64(e.beginLsn)
-      w.u64(e.endLsn)
-      w.u64(e.wallTimeUs)
-    }
+    for (const e of m.entries) writeEntry(w, e)
   },
   decode(r) {
     const term = r.u64('term')
@@ -430,7 +418,21 @@ export const PeerAppendCodec: Codec<PeerAppend> = {
   },
 }
 
-function readEntry(r: ByteReader): PeerEntry {
+export function writeEntry(w: ByteWriter, e: PeerEntry): void {
+  w.u64(e.term)
+  w.u8(PEER_ENTRY_KINDS.indexOf(e.kind) + 1)
+  w.bool(e.dropped)
+  w.u16(0)
+  w.u32(e.payloadBytes)
+  w.u32(e.payloadCrc)
+  w.timeline(e.timeline ?? NO_TIMELINE)
+  w.u64(e.epoch)
+  w.u64(e.beginLsn)
+  w.u64(e.endLsn)
+  w.u64(e.wallTimeUs)
+}
+
+export function readEntry(r: ByteReader): PeerEntry {
   const term = r.u64('entry term')
   const number = r.u8('kind')
   const kind = PEER_ENTRY_KINDS[number - 1] ?? r.fail(`entry kind ${number} is unknown`)

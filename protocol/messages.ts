@@ -12,6 +12,7 @@ import * as common from './messages-common.ts'
 import * as imports from './messages-import.ts'
 import * as page from './messages-page.ts'
 import * as peer from './messages-peer.ts'
+import * as repair from './messages-repair.ts'
 import * as timeline from './messages-timeline.ts'
 import * as wal from './messages-wal.ts'
 
@@ -66,6 +67,7 @@ export interface Replies {
   FileGet: [imports.FileGet, imports.FileData]
   PeerHello: [peer.PeerHello, peer.PeerHelloReply]
   PeerSeed: [peer.PeerSeed, common.Ok]
+  PeerFetch: [repair.PeerFetch, repair.PeerFetched]
   PeerSubscribe: [peer.PeerSubscribe, peer.PeerWelcome | peer.PeerRaft | peer.PeerAppend | peer.PeerSnapshot]
   CellStatus: [cell.CellStatus, cell.CellStatusReply]
   MemberAdd: [cell.MemberAdd, common.Ok]
@@ -162,6 +164,8 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   peer.PeerRaftCodec,
   peer.PeerAppendCodec,
   peer.PeerSnapshotCodec,
+  repair.PeerFetchCodec,
+  repair.PeerFetchedCodec,
   cell.CellStatusCodec,
   cell.CellStatusReplyCodec,
   cell.MemberAddCodec,

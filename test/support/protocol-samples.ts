@@ -530,6 +530,34 @@ export const SAMPLES: readonly Sample[] = [
     bulk: Buffer.from('{"version":1}'),
     message: { type: M.PeerSnapshot, term: 8, last: { index: 90, term: 6 }, offset: 0, totalBytes: 13 },
   },
+  { name: 'PeerFetch', message: { type: M.PeerFetch, cellId, first: 70, last: 90, bytesMax: 1_048_576 } },
+  {
+    name: 'PeerFetched',
+    flags: reply,
+    bulk: redo,
+    message: {
+      type: M.PeerFetched,
+      beginIndex: 12,
+      appliedIndex: 400,
+      entries: [
+        {
+          isVoid: true,
+          entry: {
+            term: 8,
+            kind: 'redo',
+            dropped: false,
+            timeline,
+            epoch,
+            beginLsn: lsn(5_000_000_000),
+            endLsn: lsn(5_000_000_000 + redo.length),
+            wallTimeUs: 16,
+            payloadBytes: redo.length,
+            payloadCrc: crc32c(redo, 0, redo.length),
+          },
+        },
+      ],
+    },
+  },
   { name: 'CellStatus', message: { type: M.CellStatus } },
   {
     name: 'CellStatusReply',
