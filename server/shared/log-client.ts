@@ -8,19 +8,22 @@
  * on, the writer asks the new leader (which answers with what is committed) for the epoch, so one that was fenced
  * meanwhile stops.
  *
+ * A leader that stands still is noticed by what the others say (leader-scout.ts): while appends have been without an answer
+ * for a second, they are asked who leads.
+ *
  * It gives up for good (`failed`) when another writer took over, or when the safekeeper's log and ours do not fit.
  */
 import type { Connection } from '../../protocol/connection.ts'
-import type { Address, DialOptions } from '../../protocol/dial.ts'
+import { type Address, parseAddress } from '../../protocol/dial.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
-import { LeaderDialer } from './cell-client.ts'
+import { LeaderDialer, type LeaderDialerOptions } from './cell-client.ts'
 import { fencedError, internalError, type PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
 import type { Log } from './log.ts'
 import { nodeClock } from './node-seams.ts'
 import type { Clock } from './seams.ts'
 
-export interface WalWriterOptions {
+export interface WalWriterOptions extends LeaderDialerOptions {
   readonly safekeepers: readonly Address[]
   readonly timeline: TimelineId
   /** For logs and for the one who is fenced: 1 to 128 printable ASCII characters. */
@@ -28,11 +31,9 @@ export interface WalWriterOptions {
   readonly log: Log
   /** Redo sent and not yet durable, before `append` waits. 16 MiB unless told. */
   readonly windowBytesMax?: number | undefined
-  readonly dial?: DialOptions | undefined
-  readonly clock?: Clock | undefined
   /** How long `open` goes on trying where no leader is found. 15 s unless told. */
   readonly openMs?: number | undefined
-  /** Without an answer for so long, the leader is taken for lost. 3 s unless told. */
+  /** An append without an answer for so long is sent again over a new connection, whoever leads. 10 s unless told. */
   readonly silenceMs?: number | undefined
   /** Gives up `open`. */
   readonly signal?: AbortSignal | undefined
@@ -45,7 +46,7 @@ export interface WalWriterOptions {
 const WINDOW_BYTES_MAX_DEFAULT = 16 * 1024 * 1024
 const RETRY_MS_MIN = 20
 const OPEN_MS_DEFAULT = 15_000
-const SILENCE_MS_DEFAULT = 3000
+const SILENCE_MS_DEFAULT = 10_000
 /** Until a node has heard of a leader, and the leader of its quorum. */
 const ASK_MS = 5000
 const RETRY_MS_MAX = 1000
@@ -79,31 +80,35 @@ export class WalWriter {
   private failure: PalimpsestError | undefined
   private closed = false
   private waiters: (() => void)[] = []
+  /** When the leader last answered, or had nothing left to answer. */
+  private heardMs = 0
+  private lookingOut = false
+  /** Ends with the connection. */
+  private over = new AbortController()
 
   /** Makes this the timeline's only writer. Goes on trying while no leader is found. */
   static async open(options: WalWriterOptions): Promise<WalWriter> {
     const clock = options.clock ?? nodeClock
-    const dialer = new LeaderDialer(options.safekeepers, options.dial)
+    const dialer = new LeaderDialer(options.safekeepers, options)
     const until = clock.monotonicMs() + (options.openMs ?? OPEN_MS_DEFAULT)
     for (let attempt = 1; ; attempt++) {
       options.signal?.throwIfAborted()
-      let connection: Connection | undefined
+      let isReached = false
       try {
-        connection = await dialer.dial()
-        const { message } = await connection.request(
-          { type: MessageType.WalOpen, timeline: options.timeline, writer: options.name },
-          { deadlineMs: ASK_MS },
-        )
-        return new WalWriter(options, dialer, connection, message)
+        const { connection, answer } = await dialer.reach(connection => {
+          isReached = true
+          return connection.request(
+            { type: MessageType.WalOpen, timeline: options.timeline, writer: options.name },
+            { deadlineMs: ASK_MS },
+          )
+        })
+        return new WalWriter(options, dialer, connection, answer.message)
       } catch (thrown) {
-        connection?.close()
         const error = toPalimpsestError(thrown)
-        const isElsewhere = dialer.learn(error)
+        const isElsewhere = dialer.learn(error) || (error.kind === 'retry' && dialer.isHinted)
         // An address may be of a page server: another one is the safekeeper's.
         const isHopeless =
-          error.kind !== 'retry' &&
-          !isElsewhere &&
-          (connection !== undefined || attempt >= options.safekeepers.length)
+          error.kind !== 'retry' && !isElsewhere && (isReached || attempt >= options.safekeepers.length)
         if (isHopeless || clock.monotonicMs() > until) throw error
         if (!isElsewhere && attempt % options.safekeepers.length === 0)
           await clock.sleep(Math.min(RETRY_MS_MIN * attempt, RETRY_MS_MAX))
@@ -191,6 +196,7 @@ export class WalWriter {
   private pump(): void {
     if (this.resyncing || this.failure !== undefined || this.closed) return
     const { timeline } = this.options
+    if (this.sentItems === 0 && this.window.length > 0) this.heardMs = this.clock.monotonicMs()
     while (this.sentItems < this.window.length) {
       const item = this.window[this.sentItems++]!
       const { connection, epoch } = this
@@ -214,10 +220,37 @@ export class WalWriter {
               { bulk: bytes, deadlineMs },
             )
       answer.then(
-        ({ message }) => this.flushed(message.flushedLsn),
+        ({ message }) => {
+          if (connection === this.connection) this.heardMs = this.clock.monotonicMs()
+          this.flushed(message.flushedLsn)
+        },
         error => this.trouble(connection, error),
       )
     }
+    if (this.sentItems > 0 && !this.lookingOut) this.lookOut()
+  }
+
+  /** While appends wait in silence: does another one lead? */
+  private lookOut(): void {
+    const { connection, dialer } = this
+    const { signal } = this.over
+    const { address } = connection
+    this.lookingOut = true
+    const isWaiting = () => connection === this.connection && this.sentItems > 0
+    void dialer.scout
+      .watch({
+        asked: parseAddress(address),
+        standing: () => dialer.standing,
+        silentMs: () => (isWaiting() ? this.clock.monotonicMs() - this.heardMs : undefined),
+        signal,
+        found: sighting => this.trouble(connection, dialer.move(address, sighting)),
+      })
+      .finally(() => {
+        this.lookingOut = false
+        // What has come while it was ending.
+        if (!this.closed && !this.resyncing && this.failure === undefined && this.sentItems > 0)
+          this.lookOut()
+      })
   }
 
   private flushed(lsn: Lsn): void {
@@ -247,6 +280,7 @@ export class WalWriter {
       return
     }
     this.resyncing = true
+    this.over.abort()
     this.options.log.warn(
       { reason: error.message, flushedLsn: this.flushedLsn_, waitingBytes: this.windowBytes },
       'log writer: appends are held up and will be sent again',
@@ -257,6 +291,7 @@ export class WalWriter {
 
   private fail(error: PalimpsestError): void {
     this.failure = error
+    this.over.abort()
     this.connection.close()
     this.wake()
   }
@@ -272,14 +307,16 @@ export class WalWriter {
       await this.clock.sleep(this.retryMs)
       this.retryMs = Math.min(this.retryMs * 2, RETRY_MS_MAX)
       if (this.closed) return
-      let connection: Connection | undefined
+      let isReached = false
+      let opened: Connection | undefined
       try {
         const { timeline } = this.options
-        connection = await this.dialer.dial()
-        const { message } = await connection.request(
-          { type: MessageType.WalState, timeline },
-          { deadlineMs: ASK_MS },
-        )
+        const { connection, answer } = await this.dialer.reach(connection => {
+          isReached = true
+          return connection.request({ type: MessageType.WalState, timeline }, { deadlineMs: ASK_MS })
+        })
+        opened = connection
+        const { message } = answer
         if (message.epoch !== this.epoch)
           throw fencedError(
             `"${message.name}" has a newer writer, ${message.writer} (epoch ${message.epoch}): stop`,
@@ -297,15 +334,16 @@ export class WalWriter {
         this.flushed(message.flushedLsn)
         this.sentItems = 0
         this.resyncing = false
+        this.over = new AbortController()
         this.watch(connection)
         this.pump()
         return
       } catch (thrown) {
-        connection?.close()
+        opened?.close()
         const error = toPalimpsestError(thrown)
-        if (this.dialer.learn(error)) this.retryMs = RETRY_MS_MIN
+        if (this.dialer.learn(error) || this.dialer.isHinted) this.retryMs = RETRY_MS_MIN
         // One that is no safekeeper is passed over, if there are others.
-        const isOfAddress = connection === undefined && this.options.safekeepers.length > 1
+        const isOfAddress = !isReached && this.options.safekeepers.length > 1
         if (error.kind !== 'retry' && error.kind !== 'refresh' && !isOfAddress) {
           this.fail(error)
           return
@@ -319,6 +357,7 @@ export class WalWriter {
   close(): void {
     if (this.closed) return
     this.closed = true
+    this.over.abort()
     this.connection.close()
     this.wake()
   }

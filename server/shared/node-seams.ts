@@ -7,7 +7,8 @@ import type { Clock, Disk, DiskFile } from './seams.ts'
 export const nodeClock: Clock = {
   wallTimeUs: () => Math.round((performance.timeOrigin + performance.now()) * 1000),
   monotonicMs: () => performance.now(),
-  sleep: ms => sleep(ms),
+  sleep: (ms, signal) =>
+    signal === undefined ? sleep(ms) : sleep(ms, undefined, { signal }).catch(() => undefined),
 }
 
 /** Buffers of one writev(2): the kernel's limit is 1024. */

@@ -8,7 +8,8 @@ export interface Clock {
   wallTimeUs(): number
   /** Milliseconds since some moment; never goes back. */
   monotonicMs(): number
-  sleep(ms: number): Promise<void>
+  /** Ends sooner, without an error, when `signal` is aborted; a clock may ignore that. */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>
 }
 
 /**
