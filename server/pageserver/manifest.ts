@@ -329,6 +329,15 @@ export class ManifestStore {
       throw internalError(
         `manifest of ${now.timeline}: durable LSN would fall from ${now.durableLsn} to ${next.durableLsn}`,
       )
+    // A safekeeper forgets what is durable: between two layers nothing may be missing that no gap tells of.
+    if (
+      next.durableLsn > now.durableLsn &&
+      !next.layers.some(layer => layer.lsnStart === now.durableLsn && layer.lsnEnd === next.durableLsn) &&
+      !next.gaps.some(gap => gap.from === now.durableLsn && !now.gaps.includes(gap))
+    )
+      throw internalError(
+        `manifest of ${now.timeline}: LSN ${next.durableLsn} cannot be durable, since no layer has the redo from LSN ${now.durableLsn} on`,
+      )
     const keys = new Set<string>()
     for (const layer of next.layers) {
       if (keys.has(layer.key)) throw internalError(`manifest of ${now.timeline}: layer ${layer.key} twice`)

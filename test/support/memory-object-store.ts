@@ -15,6 +15,8 @@ export class MemoryObjectStore implements ObjectStore {
   readonly objects: Map<string, Buffer>
   /** Called before and after each change, and before each look; what it throws is what the caller gets. */
   fault: (when: 'before' | 'after', operation: StoreOperation, key: string) => void = () => {}
+  /** Called before each put is carried out: what it returns is waited for. */
+  slow: (key: string) => Promise<void> | undefined = () => undefined
 
   /** Two stores with the same objects are two clients of one service. */
   constructor(objects: Map<string, Buffer> = new Map()) {
@@ -24,6 +26,8 @@ export class MemoryObjectStore implements ObjectStore {
   async putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean> {
     checkObjectKey(key)
     this.fault('before', 'put', key)
+    const later = this.slow(key)
+    if (later !== undefined) await later
     const created = !this.objects.has(key)
     if (created) this.objects.set(key, Buffer.from(bytes))
     this.fault('after', 'put', key)

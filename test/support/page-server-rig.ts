@@ -101,6 +101,8 @@ export interface RigOptions {
   readonly workers?: number
   /** Instead of a directory. */
   readonly s3?: S3StoreOptions
+  /** The same, one that a test has its hands in. */
+  readonly store?: ObjectStore
   readonly cacheBytes?: number
 }
 
@@ -132,7 +134,7 @@ export class Rig {
     await this.#listener.listen()
     this.server = await startPageServer({
       dataDir: join(this.dir, 'pageserver'),
-      store: await openStore(this.dir, this.#options.s3),
+      store: this.#options.store ?? (await openStore(this.dir, this.#options.s3)),
       cacheBytes: this.#options.cacheBytes,
       retryStopped: more.retryStopped,
       safekeepers: [{ host: '127.0.0.1', port: this.#walListener.port }],

@@ -103,7 +103,12 @@ t.test('updates do not overtake each other; one that fails can be tried again', 
   store.fault = when => {
     if (when === 'after') throw new Error('reply lost')
   }
-  const grow = (current: Manifest): Manifest => ({ ...current, durableLsn: 500 as Lsn })
+  const key = manifests.layerKey('delta', 0, 100 as Lsn, 500 as Lsn)
+  const grow = (current: Manifest): Manifest => ({
+    ...current,
+    durableLsn: 500 as Lsn,
+    layers: [layer(key, 100, 500)],
+  })
   await t.rejects(manifests.update(grow), /reply lost/)
   store.fault = () => {}
   t.equal(manifests.current.durableLsn, 100)
@@ -118,6 +123,15 @@ t.test('updates that would break what a manifest promises are refused', async t 
   const refuse = (change: (current: Manifest) => Manifest, why: RegExp) =>
     t.rejects(manifests.update(change), why)
   await refuse(current => ({ ...current, durableLsn: 199 as Lsn }), /durable LSN would fall/)
+  const beyond = manifests.layerKey('delta', 0, 250 as Lsn, 300 as Lsn)
+  await refuse(
+    current => ({
+      ...current,
+      durableLsn: 300 as Lsn,
+      layers: [...current.layers, layer(beyond, 250, 300)],
+    }),
+    /no layer has the redo from LSN 200 on/,
+  )
   await refuse(current => ({ ...current, generation: 7 }), /identifies/)
   await refuse(current => ({ ...current, layers: [...current.layers, layer(key, 200, 300)] }), /twice/)
 })
