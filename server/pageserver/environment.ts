@@ -1,6 +1,5 @@
 /** What all timelines of one page server share. */
 
-import type { ConnectionSecurity } from '../../protocol/security.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
@@ -27,8 +26,6 @@ export interface PageServerEnvironment {
   /** Writes layers: long tasks, at low priority. */
   readonly background: PageServerPool
   readonly safekeepers: SafekeeperWatch
-  /** Towards safekeepers. */
-  readonly security?: ConnectionSecurity | undefined
   /** Under which name the safekeeper knows this page server. */
   readonly consumer: string
   readonly log: Log

@@ -137,7 +137,6 @@ export class Timelines {
   #host(timeline: Timeline): void {
     const follower = new WalFollower(timeline, {
       safekeepers: this.#env.safekeepers,
-      security: this.#env.security,
       consumer: this.#env.consumer,
       log: timeline.log,
     })

@@ -6,11 +6,9 @@
  * connection of its own, so that nobody else waits meanwhile; trimming goes over it too, in the other direction.
  */
 import type { Connection } from '../../protocol/connection.ts'
-import { dial } from '../../protocol/dial.ts'
 import { BULK_WAIT } from '../../protocol/frame.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { MessageType, Role, type WalRead, type WalTrim } from '../../protocol/messages.ts'
-import type { ConnectionSecurity } from '../../protocol/security.ts'
+import { MessageType, type WalRead, type WalTrim } from '../../protocol/messages.ts'
 import { PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
@@ -33,9 +31,8 @@ export interface FollowedTimeline {
 }
 
 export interface WalFollowerOptions {
-  /** Says which safekeeper to read from, and when to leave it. */
+  /** Dials the safekeeper to read from, in turn with all other timelines, and says when to leave it. */
   readonly safekeepers: SafekeeperWatch
-  readonly security?: ConnectionSecurity | undefined
   /** How the safekeeper knows us: what we have made durable is kept under this name. */
   readonly consumer: string
   readonly log: Log
@@ -70,6 +67,7 @@ export class WalFollower {
     const durableLsn = this.#timeline.durableLsn
     if (connection === undefined || this.#trimming || durableLsn <= this.#trimmedLsn) return
     this.#trimming = true
+    let isTold = false
     try {
       const request: WalTrim = {
         type: MessageType.WalTrim,
@@ -79,6 +77,7 @@ export class WalFollower {
       }
       await connection.request(request)
       this.#trimmedLsn = durableLsn
+      isTold = true
     } catch (error) {
       this.#options.log.debug(
         { err: error },
@@ -87,7 +86,7 @@ export class WalFollower {
     } finally {
       this.#trimming = false
     }
-    if (this.#timeline.durableLsn > this.#trimmedLsn && this.#connection === connection) void this.trim()
+    if (isTold && this.#connection === connection) void this.trim()
   }
 
   async #run(): Promise<void> {
@@ -109,7 +108,8 @@ export class WalFollower {
       }
       delayMs = this.#timeline.ingest.arrivedLsn > before ? RETRY_MS_MIN : Math.min(delayMs * 2, RETRY_MS_MAX)
       await new Promise<void>(resolve => {
-        const timer = setTimeout(resolve, delayMs)
+        // All timelines lose a safekeeper in the same moment; they do not come back in the same one.
+        const timer = setTimeout(resolve, delayMs * (0.5 + Math.random()))
         signal.addEventListener(
           'abort',
           () => {
@@ -124,11 +124,7 @@ export class WalFollower {
 
   async #follow(): Promise<void> {
     const { ingest } = this.#timeline
-    const connection = await dial(this.#options.safekeepers.order(this.#avoid), Role.SAFEKEEPER, {
-      security: this.#options.security,
-      signal: this.#stop.signal,
-      deadlineMs: 10_000,
-    })
+    const connection = await this.#options.safekeepers.dial(this.#stop.signal, this.#avoid)
     this.#connection = connection
     this.#avoid = connection.address
     const unfollow = this.#options.safekeepers.follow(connection.address, () => connection.close())

@@ -57,6 +57,7 @@ export interface FakeNode {
   /** As this node knows it. */
   term: number
   leader: string
+  commitIndex: number
 }
 
 export class FakeCell {
@@ -67,7 +68,6 @@ export class FakeCell {
   epoch = 0
   endLsn: number
   dials: string[] = []
-  /** Appends that were taken but whose answer was lost. */
   private readonly open = new Set<FakeConnection>()
 
   constructor(startLsn: number, names: readonly string[] = ['a', 'b', 'c']) {
@@ -80,6 +80,7 @@ export class FakeCell {
       down: false,
       term: 1,
       leader: '',
+      commitIndex: 0,
     }))
     this.elect(names[0]!, 1)
   }
@@ -145,6 +146,7 @@ export class FakeCell {
         nodeId: node.nodeId,
         role: node.leader === node.nodeId ? 'leader' : 'follower',
         term: node.term,
+        commitIndex: node.commitIndex,
         leader: node.leader,
         leaderAddress: leader === undefined ? '' : formatAddress(leader.address),
         members: this.nodes.map(({ nodeId, address }) => ({ nodeId, address: formatAddress(address) })),
