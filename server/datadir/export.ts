@@ -20,8 +20,9 @@ import { corruptError } from '../shared/errors.ts'
 import type { Progress } from '../shared/progress.ts'
 import { listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
 import { makeDdlRecoveryLog } from './ddl-recovery-log.ts'
+import { isInternallyPrepared, readUndoSegments, unprepare } from './dictionary/undo-segments.ts'
 import { DatadirError, explainSystemError } from './errors.ts'
-import { fetchPages } from './page-fetcher.ts'
+import { fetchBatch, fetchPages, type PageSource } from './page-fetcher.ts'
 import { reconcileExport } from './reconcile-export.ts'
 import { systemFiles } from './scan.ts'
 
@@ -70,7 +71,9 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
     const spaces = (await listSpaces(pageServer, status, lsn)).filter(
       ({ space, name }) => space === 0 || isUndoName(name) || spaceNames.has(space),
     )
-    const writer = new DatadirWriter(options, out, lsn, spaceNames)
+    const source = { pageServer, timeline: status.summary.timeline, lsn }
+    const prepared = await preparedTransactions(source)
+    const writer = new DatadirWriter(options, out, source, spaceNames, prepared)
     writer.warnings.push(...warnings)
     const total =
       spaces.reduce((sum, s) => sum + s.pages * parseSpaceFlags(s.flags).physicalSize, 0) +
@@ -110,6 +113,24 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
     await removeContents(out, existed)
     throw (error as NodeJS.ErrnoException).syscall === undefined ? error : explainSystemError(out, error)
   }
+}
+
+/**
+ * Undo pages, by `space:page`, of transactions that were in both minds at the LSN: prepared in InnoDB, and perhaps in the
+ * binary log. An export has no binary log to ask, and without one the server would not start. They had not been committed
+ * at the LSN, so they are rolled back with all others.
+ */
+async function preparedTransactions(source: PageSource): Promise<ReadonlySet<string>> {
+  const { segments } = await readUndoSegments(async (space, pages) =>
+    (await fetchBatch(source, space, pages)).map(({ bytes, page }) => {
+      if (bytes) return bytes
+      throw corruptError(
+        `page ${page} of tablespace ${space} does not exist at LSN ${source.lsn}`,
+        source.lsn,
+      )
+    }),
+  )
+  return new Set(segments.filter(isInternallyPrepared).map(({ space, page }) => `${space}:${page}`))
 }
 
 /** @returns whether the directory was there already */
@@ -172,6 +193,8 @@ class DatadirWriter {
   readonly #options: ExportOptions
   readonly #out: string
   readonly #lsn: Lsn
+  readonly #source: PageSource
+  readonly #prepared: ReadonlySet<string>
   readonly #names: ReadonlyMap<number, string>
   readonly #directories = new Set<string>()
   readonly #taken = new Set<string>()
@@ -182,11 +205,19 @@ class DatadirWriter {
   #done = 0
   dataFilePath: string | undefined
 
-  constructor(options: ExportOptions, out: string, lsn: Lsn, names: ReadonlyMap<number, string>) {
+  constructor(
+    options: ExportOptions,
+    out: string,
+    source: PageSource,
+    names: ReadonlyMap<number, string>,
+    prepared: ReadonlySet<string>,
+  ) {
     this.#names = names
+    this.#prepared = prepared
     this.#options = options
     this.#out = out
-    this.#lsn = lsn
+    this.#source = source
+    this.#lsn = source.lsn
     this.#directories.add(out)
   }
 
@@ -265,12 +296,7 @@ class DatadirWriter {
         run = []
         runBytes = 0
       }
-      const source = {
-        pageServer: this.#options.pageServer,
-        timeline: this.#options.status.summary.timeline,
-        lsn: this.#lsn,
-      }
-      for await (const batch of fetchPages(source, space.space, size, range(from, to))) {
+      for await (const batch of fetchPages(this.#source, space.space, size, range(from, to))) {
         this.#options.signal?.throwIfAborted()
         for (const { page, bytes, freed } of batch) {
           // Blank and free pages become holes.
@@ -282,7 +308,10 @@ class DatadirWriter {
           let written = bytes
           let length = size
           if (format.pageCompressed) ({ bytes: written, length } = compressPage(bytes, format, space.name))
-          else stampChecksum(bytes, format)
+          else {
+            if (this.#prepared.has(`${space.space}:${page}`)) unprepare(bytes)
+            stampChecksum(bytes, format)
+          }
           const at = (page - from) * size
           if (runBytes === 0 || at !== runStart + runBytes || runBytes >= WRITE_BYTES) {
             await flush()

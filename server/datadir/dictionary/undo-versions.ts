@@ -2,16 +2,9 @@
  * Which transactions are unfinished in the pages of one LSN, and what a record was before they touched it: what
  * InnoDB's recovery makes of the dictionary when it rolls them back (trx0undo.cc, trx0rec.cc, trx0sys.h, trx0rseg.h).
  */
-import { FIL_NULL, FIL_PAGE_DATA, read2, read4 } from '../../../parser/page-format.ts'
+import { read2, read4 } from '../../../parser/page-format.ts'
 import { BadDictionaryError, type Field, type RedundantRecord } from './redundant-page.ts'
-
-const TRX_SYS_PAGE = 5
-const TRX_SYS_RSEGS = FIL_PAGE_DATA + 18
-const RSEGS = 128
-const TRX_RSEG_UNDO_SLOTS = FIL_PAGE_DATA + 34
-const TRX_UNDO_SEG_HDR = FIL_PAGE_DATA + 18
-const STATE_ACTIVE = 1
-const STATE_PREPARED = 5
+import { type ReadPages, readUndoSegments, UndoState } from './undo-segments.ts'
 
 const UPD_EXIST_REC = 12
 const UPD_DEL_REC = 13
@@ -20,9 +13,6 @@ const REC_INFO_DELETED = 0x20
 const SQL_NULL = 0xffffffff
 /** A chain of versions longer than this is none that one statement makes. */
 const VERSIONS_MAX = 10_000
-
-/** Reads pages of one tablespace at the LSN, in the order asked for. */
-export type ReadPages = (space: number, pages: readonly number[]) => Promise<Uint8Array[]>
 
 export class UndoVersions {
   readonly #read: ReadPages
@@ -37,34 +27,11 @@ export class UndoVersions {
   }
 
   static async open(read: ReadPages): Promise<UndoVersions> {
-    const [trxSys] = await read(0, [TRX_SYS_PAGE])
-    const rsegSpaces: number[] = []
-    const headers = new Map<number, number[]>()
-    for (let slot = 0; slot < RSEGS; slot++) {
-      const at = TRX_SYS_RSEGS + slot * 8
-      const space = read4(trxSys!, at)
-      const page = read4(trxSys!, at + 4)
-      rsegSpaces.push(page === FIL_NULL ? -1 : space)
-      if (page !== FIL_NULL) headers.set(space, [...(headers.get(space) ?? []), page])
-    }
+    const { rsegSpaces, segments } = await readUndoSegments(read)
     const active = new Set<bigint>()
-    for (const [space, pages] of headers) {
-      const segments: number[] = []
-      for (const page of await read(space, pages)) {
-        const slots = page.length / 16
-        for (let slot = 0; slot < slots; slot++) {
-          const first = read4(page, TRX_RSEG_UNDO_SLOTS + slot * 4)
-          if (first !== FIL_NULL) segments.push(first)
-        }
-      }
-      if (segments.length === 0) continue
-      for (const page of await read(space, segments)) {
-        const state = read2(page, TRX_UNDO_SEG_HDR)
-        const log = read2(page, TRX_UNDO_SEG_HDR + 2)
-        if ((state === STATE_ACTIVE || state === STATE_PREPARED) && log > 0 && log + 8 <= page.length)
-          active.add(Buffer.from(page.buffer, page.byteOffset, page.length).readBigUInt64BE(log))
-      }
-    }
+    for (const { state, log, bytes } of segments)
+      if ((state === UndoState.ACTIVE || state === UndoState.PREPARED) && log > 0)
+        active.add(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).readBigUInt64BE(log))
     return new UndoVersions(read, rsegSpaces, active)
   }
 
