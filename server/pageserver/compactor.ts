@@ -122,7 +122,7 @@ export class Compactor {
       await this.#timed('merge', this.#merge(withinMemory(plan)))
       return true
     }
-    const layer = planImages(manifest.current.layers)
+    const layer = this.#timeline.awaitsImport ? undefined : planImages(manifest.current.layers)
     if (layer !== undefined) {
       await this.#timed('images', this.#makeImages(layer))
       return true
@@ -155,8 +155,7 @@ export class Compactor {
     }))
     this.#timeline.layersChanged()
     log.debug({ inputs: plan.inputs.length, outputs: outputs.length, lsnEnd: plan.lsnEnd }, 'layers merged')
-    await this.#timeline.readersGone()
-    for (const input of plan.inputs) await env.layers.delete(input.key)
+    await this.#timeline.retire(plan.inputs)
   }
 
   async #mergeSlices(plan: CompactionPlan<LayerEntry>, set: LayerSet, outputs: LayerEntry[]): Promise<void> {
@@ -222,20 +221,52 @@ export class Compactor {
   }
 
   async #makeImages(layer: LayerEntry): Promise<void> {
-    const { manifest, env, log, id } = this.#timeline
+    const { env, log, replacements } = this.#timeline
     const lsn = layer.lsnEnd
+    const costly = await this.#findCostly(layer)
+    const images: LayerEntry[] = []
+    try {
+      await this.#makeSlices(lsn, costly, images)
+    } catch (error) {
+      for (const image of images) await env.layers.delete(image.key).catch(() => {})
+      throw error
+    }
+    let outdated = false
+    await this.#commit(current => {
+      // An import has brought other pages meanwhile than those that these are made of.
+      outdated = this.#timeline.replacements !== replacements || this.#timeline.awaitsImport
+      if (outdated) return current
+      const layers = current.layers.map(other =>
+        other.key === layer.key ? { ...other, imagesDone: true } : other,
+      )
+      return { ...current, layers: [...layers, ...images] }
+    })
+    if (outdated) {
+      await this.#timeline.retire(images)
+      return
+    }
+    this.#timeline.layersChanged()
+    log.debug({ lsn, pages: costly.length / 2, layers: images.length }, 'images made')
+  }
+
+  /** Of the layer's pages. */
+  async #findCostly(layer: LayerEntry): Promise<Uint32Array> {
     await this.#turn()
-    const older = manifest.current.layers
+    const older = this.#timeline.layers
       .filter(
         other =>
-          other.lsnEnd <= lsn &&
+          other.lsnEnd <= layer.lsnEnd &&
           other.first !== null &&
           comparePages(other.first, layer.last!) <= 0 &&
           comparePages(other.last!, layer.first!) >= 0,
       )
       .sort(compareAge)
-    const costly = await this.#costlyPages(layer, older)
-    const images: LayerEntry[] = []
+    return this.#costlyPages(layer, older)
+  }
+
+  /** Layers of images of these pages as of the LSN, in the store; `images` has them also if it fails half-way. */
+  async #makeSlices(lsn: Lsn, costly: Uint32Array, images: LayerEntry[]): Promise<void> {
+    const { manifest, env, log, id } = this.#timeline
     for (let at = 0; at < costly.length; ) {
       await this.#turn()
       const snapshot = this.#timeline.snapshot(lsn)
@@ -258,6 +289,10 @@ export class Compactor {
           generation: manifest.current.generation,
         })
         for (const message of damaged) log.error({ lsn }, message)
+        if (summary.pages === 0) {
+          await unlink(path)
+          continue
+        }
         const key = manifest.layerKey('image', COMPACTED_IMAGE_LEVEL, lsn, lsn)
         await this.#put(key, path)
         images.push(layerEntry(key, COMPACTED_IMAGE_LEVEL, summary))
@@ -266,19 +301,11 @@ export class Compactor {
         snapshot.release()
       }
     }
-    await this.#commit(current => ({
-      ...current,
-      layers: [
-        ...current.layers.map(other => (other.key === layer.key ? { ...other, imagesDone: true } : other)),
-        ...images,
-      ],
-    }))
-    this.#timeline.layersChanged()
-    log.debug({ lsn, pages: costly.length / 2, layers: images.length }, 'images made')
   }
 
   async #costlyPages(layer: LayerEntry, older: readonly LayerEntry[]): Promise<Uint32Array> {
-    const set = this.#timeline.layerSet()
+    // An import that ends may make images needless, and delete them.
+    const set = this.#timeline.guardedLayers()
     try {
       const own = set.add(layer)
       const places = older.map(other => set.add(other))

@@ -12,6 +12,7 @@ import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../prot
 import { invalidError, toPalimpsestError } from '../shared/errors.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
 import { saveCatalogue } from './catalogue-store.ts'
+import { closeGaps } from './core/gaps.ts'
 import { type LayerEntry, layerEntry } from './manifest.ts'
 import type { Timeline } from './timeline.ts'
 
@@ -185,20 +186,20 @@ export class ImportSession {
       for (const event of this.#events) timeline.catalogue.apply(event)
       // A snapshot of the catalogue that was saved meanwhile lacks these events, and its LSN may be above theirs.
       await saveCatalogue(timeline.env.store, timeline.manifest, timeline.catalogue, timeline.durableLsn)
+      let outdated: LayerEntry[] = []
       await timeline.manifest.update(current => {
-        let gaps = [...current.gaps]
-        if (this.kind === 'full' && gaps.length === 0)
-          gaps.push({ from: current.startLsn, readableFrom: readableFromLsn })
-        else
-          gaps = gaps.flatMap((gap, i) => {
-            if (gap.readableFrom !== LSN_MAX || !this.mends(gap.from)) return [gap]
-            // One that was opened for this import, and turned out to be none.
-            if (i > 0 && gap.from === readableFromLsn) return []
-            return [{ from: gap.from, readableFrom: readableFromLsn }]
-          })
-        return { ...current, gaps, layers: [...current.layers, ...this.#layers] }
+        const gaps =
+          this.kind === 'full' && current.gaps.length === 0
+            ? [{ from: current.startLsn, readableFrom: readableFromLsn }]
+            : closeGaps(current.gaps, { startLsn, readableFromLsn, mends: from => this.mends(from) })
+        outdated = current.layers.filter(layer => isOutdated(layer, startLsn))
+        const kept = current.layers.filter(layer => !outdated.includes(layer))
+        // Of compactions under way, too.
+        timeline.pagesReplaced()
+        return { ...current, gaps, layers: [...considerAgain(kept, startLsn), ...this.#layers] }
       })
       timeline.imported(startLsn)
+      await timeline.retire(outdated)
       timeline.log.info(
         { startLsn, readableFromLsn, pages: this.pages, spaces: this.#spaces.size },
         'import ended',
@@ -217,6 +218,18 @@ export class ImportSession {
     await spool.file.close()
     await unlink(spool.path).catch(() => {})
   }
+}
+
+/** Images that a compaction made of pages that were not these yet. Nothing is lost with them. */
+function isOutdated(layer: LayerEntry, startLsn: Lsn): boolean {
+  return layer.kind === 'image' && layer.level !== IMPORT_IMAGE_LEVEL && layer.lsnEnd >= startLsn
+}
+
+/** Of the pages in these layers there are to be images again. */
+function considerAgain(layers: readonly LayerEntry[], startLsn: Lsn): LayerEntry[] {
+  return layers.map(layer =>
+    layer.imagesDone && layer.lsnEnd >= startLsn ? { ...layer, imagesDone: false } : layer,
+  )
 }
 
 /** The imports under way in a page server. */
@@ -258,7 +271,8 @@ export class ImportSessions {
         // Before the end of the first import nothing can be read anyway.
         session.claims = new Set(current.gaps.length === 0 ? [] : [startLsn])
         if (current.gaps.length === 0) return current
-        return { ...current, gaps: [...current.gaps, { from: startLsn, readableFrom: LSN_MAX }] }
+        const gap = { from: startLsn, readableFrom: LSN_MAX, cause: 'unlogged' as const }
+        return { ...current, gaps: [...current.gaps, gap] }
       })
     return session
   }

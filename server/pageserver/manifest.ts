@@ -85,8 +85,12 @@ const manifestSchema = z.object({
     .object({ lsn, message: z.string().max(4000) })
     .nullable()
     .default(null),
-  /** LSNs with from < LSN < readableFrom cannot be read: an import copied pages while they changed. Ascending. */
-  gaps: z.array(z.object({ from: lsn, readableFrom: lsn }).refine(gap => gap.from <= gap.readableFrom)),
+  /** LSNs that cannot be read (core/gaps.ts). */
+  gaps: z.array(
+    z
+      .object({ from: lsn, readableFrom: lsn, cause: z.enum(['unlogged']).optional() })
+      .refine(gap => gap.from <= gap.readableFrom),
+  ),
   layers: z.array(layerSchema),
   /** The catalogue as of this LSN; later events lie in the layers that end after it. */
   catalogue: objectSchema.extend({ lsn }).nullable(),

@@ -29,6 +29,7 @@ import {
 import type { Log } from '../shared/log.ts'
 import type { CapturedFiles } from './captured-files.ts'
 import type { Catalogue } from './core/catalogue.ts'
+import { awaitsImport, gapAt } from './core/gaps.ts'
 import { LayerMap } from './core/layer-map.ts'
 import type { TimeMap } from './core/time-map.ts'
 import { delay, type PageServerEnvironment } from './environment.ts'
@@ -92,6 +93,7 @@ export class Timeline implements ReadableTimeline {
   readonly #cacheSpaces = new Map<number, number>()
   readonly #snapshots = new Set<Promise<void>>()
   #scratchNumber = 0
+  #replacements = 0
 
   /** End of the safekeeper's committed log, as far as we heard. */
   committedLsn: Lsn
@@ -467,6 +469,32 @@ export class Timeline implements ReadableTimeline {
     this.onLayers()
   }
 
+  /** Images that are made of what could be read before an import ended are not to be kept after it has: see `pagesReplaced`. */
+  get replacements(): number {
+    return this.#replacements
+  }
+
+  pagesReplaced(): void {
+    this.#replacements++
+  }
+
+  /** Pages are still to come: what is made of the redo alone may be wrong. */
+  get awaitsImport(): boolean {
+    return awaitsImport(this.manifest.current.gaps)
+  }
+
+  /** Deletes layers that the manifest does not name any more, once nobody reads them. What is left over, the next start removes. */
+  async retire(layers: readonly LayerEntry[]): Promise<void> {
+    if (layers.length === 0) return
+    await this.readersGone()
+    for (const { key } of layers)
+      try {
+        await this.env.layers.delete(key)
+      } catch (error) {
+        this.log.warn({ err: error, layer: key }, 'a layer that is not needed any more could not be deleted')
+      }
+  }
+
   /** An import as of `lsn` has become part of the timeline: layers, catalogue, gaps. */
   imported(lsn: Lsn): void {
     this.layersChanged()
@@ -497,26 +525,33 @@ export class Timeline implements ReadableTimeline {
     const { gaps } = this.manifest.current
     if (gaps.length === 0)
       throw retryError(`timeline ${this.name} cannot be read yet: no import of its pages has ended`)
-    for (const [i, gap] of gaps.entries()) {
-      const first = i === 0
-      if (at >= gap.readableFrom || (!first && at <= gap.from)) continue
-      if (gap.readableFrom === LSN_MAX)
-        throw retryError(
-          `LSN ${at} of timeline ${this.name} cannot be read yet: redo from LSN ${gap.from} on was lost, and the import that mends it has not ended`,
-          undefined,
-        )
-      if (at === this.#ingestedLsn && lsn !== at)
-        throw retryError(
-          `timeline ${this.name} is at LSN ${at}; it can be read once it has reached LSN ${gap.readableFrom}`,
-        )
-      throw invalidError(
-        first
-          ? `LSN ${at} of timeline ${this.name} cannot be read: it is readable from LSN ${gap.readableFrom}, where its import ended`
-          : `LSN ${at} of timeline ${this.name} cannot be read: between LSN ${gap.from} and LSN ${gap.readableFrom} redo was lost`,
-        at,
+    const found = gapAt(gaps, at)
+    if (found === undefined) return at
+    const { gap, isFirst } = found
+    const unlogged = gap.cause === 'unlogged'
+    if (gap.readableFrom === LSN_MAX)
+      throw retryError(
+        `LSN ${at} of timeline ${this.name} cannot be read yet: ${
+          unlogged
+            ? `at LSN ${gap.from} tablespaces got content that is not in the redo (IMPORT TABLESPACE, or other undo tablespaces), and the import that brings it`
+            : `redo from LSN ${gap.from} on was lost, and the import that mends it`
+        } has not ended`,
       )
-    }
-    return at
+    if (at === this.#ingestedLsn && lsn !== at)
+      throw retryError(
+        `timeline ${this.name} is at LSN ${at}; it can be read once it has reached LSN ${gap.readableFrom}`,
+      )
+    const between = `between LSN ${gap.from} and LSN ${gap.readableFrom}`
+    throw invalidError(
+      `LSN ${at} of timeline ${this.name} cannot be read: ${
+        isFirst
+          ? `it is readable from LSN ${gap.readableFrom}, where its import ended`
+          : unlogged
+            ? `${between} tablespaces got content that is not in the redo (IMPORT TABLESPACE, or other undo tablespaces)`
+            : `${between} redo was lost`
+      }`,
+      at,
+    )
   }
 
   /** Who answers a request for `lsn` (0: the newest), and at which LSN: a branch leaves its beginnings to its ancestor. */
