@@ -20,6 +20,7 @@ import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
 import type { WalWriter } from '../shared/log-client.ts'
 import type { Progress } from '../shared/progress.ts'
+import { copySpaces } from './copy-spaces.ts'
 import { EncryptionWatch, encryptionError } from './encryption-watch.ts'
 import { FileCapture } from './file-capture.ts'
 import type { FileRules } from './file-rules.ts'
@@ -478,9 +479,9 @@ class Session {
 
   async #copy(job: ImportJob, session: PageImport): Promise<void> {
     const { progress, datadir, live } = this.#o
+    const { signal } = this.#job!.abort
     const started = performance.now()
     const scan = await scanDatadir(datadir, { live })
-    this.#tracker.know(scan.spaces.map(space => space.space))
     this.#doublewrite = await DoublewriteCopies.read(scan.spaces[0]!)
     const task = await progress.task(job.kind === 'full' ? 'pages' : 'changed pages', scan.bytes)
     this.#onCopied = bytes => task.update(bytes)
@@ -492,7 +493,15 @@ class Session {
           : `importing the pages that changed after LSN ${job.afterLsn}, as of LSN ${job.startLsn}`,
       { startLsn: job.startLsn, kind: job.kind },
     )
-    for (const space of scan.spaces) await session.copy(space)
+    const spaces = await copySpaces(scan, {
+      datadir,
+      live,
+      session,
+      startLsn: job.startLsn,
+      tracker: this.#tracker,
+      caughtUp: () => this.#pump.caughtUp(),
+      signal,
+    })
     await session.drained()
     task.finish()
     const end = await this.#coveringLsn(session, job.startLsn)
@@ -504,10 +513,7 @@ class Session {
     if (this.#job?.session !== session) throw retryError('the import was begun anew')
     // The page server must know of the gap that this import mends, and be able to read at its end.
     await this.#ingested(end)
-    await session.end(
-      end,
-      scan.spaces.map(space => space.space),
-    )
+    await session.end(end, spaces)
     this.#readableFromLsn = job.kind === 'full' ? end : this.#readableFromLsn
     this.#totals.importedPages += session.pages
     progress.message(

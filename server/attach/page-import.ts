@@ -2,6 +2,7 @@
  * Copies tablespaces to the page server: one session of ImportBegin … ImportEnd. The server may be running; redo from
  * the import's start LSN on makes whole what is copied at different moments (docs/architecture.md).
  */
+import { FIL_PAGE_SPACE_ID, read4 } from '../../parser/page-format.ts'
 import type { Connection } from '../../protocol/connection.ts'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { LSN_ZERO, type Lsn, type TimelineId } from '../../protocol/ids.ts'
@@ -60,12 +61,15 @@ export class PageImport {
     return new PageImport(options, message.session)
   }
 
-  /** Copies one tablespace. False if it has vanished meanwhile: then the redo says so too. */
+  /** Copies one tablespace. False if it is no longer where it was seen: renamed, deleted, or another one has its name. */
   async copy(space: SpaceFile): Promise<boolean> {
     const reader = await SpaceReader.open(space)
     if (!reader) return false
     const { signal, afterLsn, live, rescue } = this.#options
     try {
+      // From here on the file is the same, whatever it is called.
+      const first = live ? await reader.readRawPage(0) : undefined
+      if (live && (!first || read4(first, FIL_PAGE_SPACE_ID) !== space.space)) return false
       await this.announce(space)
       let batch: PageImage[] = []
       let batchBytes = 0

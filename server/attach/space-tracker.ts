@@ -24,6 +24,9 @@ export class SpaceTracker {
   readonly #known = new Set<number>()
   /** As far as the log named them. */
   readonly #names = new Map<number, string>()
+  /** Where the log created them, and last renamed them. */
+  readonly #created = new Map<number, Lsn>()
+  readonly #renamed = new Map<number, Lsn>()
   readonly #cursor = new RecordCursor()
   /** Named by the last mini-transaction, which ended at `#suspectLsn`, and not created yet. */
   #suspects: FileEvent[] = []
@@ -48,6 +51,16 @@ export class SpaceTracker {
     return this.#known.has(space)
   }
 
+  /** The redo beyond `lsn` creates it, so that all of its pages are in there. */
+  wasCreatedAfter(space: number, lsn: Lsn): boolean {
+    return (this.#created.get(space) ?? 0) > lsn
+  }
+
+  /** Tablespaces whose files were given other names beyond `lsn`, and that still exist. */
+  renamedAfter(lsn: Lsn): number[] {
+    return [...this.#renamed].flatMap(([space, at]) => (at > lsn && this.#known.has(space) ? [space] : []))
+  }
+
   /**
    * Looks through a chunk of whole mini-transactions; every chunk has to be shown, in order.
    * @param fileMtrs pairs of offsets, as `RingTail` gives them, of the mini-transactions that are about files
@@ -68,9 +81,17 @@ export class SpaceTracker {
         if (event.kind === 'create' || event.kind === 'modify') this.#names.set(event.space, event.name)
         else if (event.kind === 'rename') this.#names.set(event.space, event.newName)
         else if (event.kind === 'delete') this.#names.delete(event.space)
-        if (event.kind === 'create') this.#known.add(event.space)
-        else if (event.kind === 'delete') this.#known.delete(event.space)
-        else if (event.kind === 'modify' && !this.#known.has(event.space)) {
+        if (event.kind === 'create') {
+          this.#known.add(event.space)
+          this.#created.set(event.space, lsn)
+        } else if (event.kind === 'delete') {
+          this.#known.delete(event.space)
+          this.#created.delete(event.space)
+          this.#renamed.delete(event.space)
+        } else if (event.kind === 'rename') {
+          this.#known.add(event.space)
+          this.#renamed.set(event.space, lsn)
+        } else if (event.kind === 'modify' && !this.#known.has(event.space)) {
           this.#known.add(event.space)
           this.#suspects.push(event)
           this.#suspectLsn = lsn
