@@ -14,7 +14,8 @@ function decodeState(r: ByteReader): TimelineState {
   return TIMELINE_STATES[number] ?? r.fail(`timeline state ${number} is unknown`)
 }
 
-const INNODB_PAGE_SIZES = [4096, 8192, 16384, 32768, 65536]
+/** Those of `innodb_page_size`. */
+export const INNODB_PAGE_SIZES: readonly number[] = [4096, 8192, 16384, 32768, 65536]
 
 /**
  * Makes a timeline and begins to follow its log from `startLsn`. The same request again is answered Ok. → Ok

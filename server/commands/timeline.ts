@@ -1,4 +1,4 @@
-/** `palimpsest timeline list|show|branch|rename|consumers|delete`: the timelines of a cluster, as the page server and the safekeeper know them. */
+/** `palimpsest timeline create|list|show|branch|rename|consumers|delete`: the timelines of a cluster, as the page server and the safekeeper know them. */
 
 import { randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline/promises'
@@ -30,6 +30,7 @@ import {
   UsageError,
   withConnection,
 } from './common.ts'
+import { registerTimelineCreate } from './timeline-create.ts'
 
 /** A branch may have to wait for redo to be ingested and written out. */
 const BRANCH_MS = 60_000
@@ -37,7 +38,9 @@ const BRANCH_MS = 60_000
 export function registerTimeline(program: Command): void {
   const timeline = program
     .command('timeline')
-    .description('list, show, branch, rename or delete timelines; who needs their log')
+    .description('create, list, show, branch, rename or delete timelines; who needs their log')
+
+  registerTimelineCreate(timeline)
 
   addClientOptions(timeline.command('list').description('all timelines, one a line')).action(
     async (options: ClientOptions) => {

@@ -33,7 +33,9 @@ export async function resolveMoment(
   let lsn = moment.lsn ?? summary.ingestedLsn
   let sampleTimeUs: number | undefined
   if (summary.readableFromLsn === LSN_MAX)
-    throw invalidError(`timeline ${summary.name} is still being imported; try again when that is done`)
+    throw invalidError(
+      `timeline ${summary.name} holds no whole database yet: try again when its import has ended, or begin one with "palimpsest attach" or "import"`,
+    )
   if (moment.timeUs !== undefined) {
     const { message } = await pageServer.request({
       type: MessageType.LsnAtTime,

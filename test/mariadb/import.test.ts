@@ -42,6 +42,26 @@ t.test('a cold datadir, then the redo of a log copied later', { skip }, async t 
   t.match(same.stdout, /compared \d+ pages, 0 differ\n$/, same.stderr)
 })
 
+t.test('into a timeline that was made before, and is empty', { skip }, async t => {
+  const server = await MariadbServer.create(t)
+  const cluster = await Cluster.start(t)
+  await server.stop()
+  const made = await cluster.cliJson('timeline', 'create', 'early')
+  t.equal(made.startLsn, 12288, 'where the log of every new server begins')
+  const twice = await cluster.cli('timeline', 'create', 'early')
+  t.equal(twice.code, 1)
+  t.match(twice.stderr, /there is a timeline named early already/)
+  t.equal((await cluster.cli('timeline', 'create', 'odd', '--page-size', '5000')).code, 2)
+  const early = await cluster.cli('export', '--timeline', 'early', '--out', join(t.testdir(), 'out'))
+  t.match(early.stderr, /holds no whole database yet/)
+  const { code, stderr } = await cluster.cli('import', '--datadir', server.datadir, '--timeline', 'early')
+  t.equal(code, 0, stderr)
+  const verified = await cluster.cli('verify', '--timeline', 'early', '--datadir', server.datadir)
+  t.match(verified.stdout, /compared \d+ pages, 0 differ\n$/, verified.stderr)
+  const { summary } = await cluster.cliJson('timeline', 'show', 'early')
+  t.match(summary, { name: 'early', timeline: made.timeline, state: 'active' })
+})
+
 t.test('a datadir after a crash', { skip }, async t => {
   const server = await MariadbServer.create(t)
   const cluster = await Cluster.start(t)

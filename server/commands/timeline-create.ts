@@ -1,0 +1,67 @@
+/** `palimpsest timeline create`: an empty timeline, for a writer that comes later. */
+import { type Command, InvalidArgumentError } from 'commander'
+import { type Lsn, type TimelineId, toLsn } from '../../protocol/ids.ts'
+import { INNODB_PAGE_SIZES } from '../../protocol/messages.ts'
+import { createTimeline, findTimeline, openServers } from '../attach/timeline-link.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
+import { invalidError } from '../shared/errors.ts'
+import { newTimelineOption } from './attach.ts'
+import {
+  addClientOptions,
+  type ClientOptions,
+  lsnArgument,
+  printJson,
+  timelineNameArgument,
+} from './common.ts'
+
+/** Where the redo of every new InnoDB begins: behind the header and the two checkpoint blocks of its first log file (log0log.h). */
+const FIRST_LSN = toLsn(12288)
+
+interface Options extends ClientOptions {
+  id?: TimelineId | undefined
+  lsn: Lsn
+  pageSize: number
+}
+
+export function registerTimelineCreate(timeline: Command): void {
+  addClientOptions(
+    timeline
+      .command('create')
+      .argument('<new-name>', 'its name', timelineNameArgument)
+      .description('make an empty timeline; "attach" and "import" do so by themselves')
+      .addOption(newTimelineOption())
+      .option(
+        '--lsn <N>',
+        'where its redo begins (default: where that of a new server does)',
+        lsnArgument,
+        FIRST_LSN,
+      )
+      .option('--page-size <BYTES>', "the server's innodb_page_size", pageSizeArgument, 16384),
+  ).action(async (name: string, options: Options) => {
+    const servers = await openServers({ connect: options.connect, security: openClientSecurity(options) })
+    try {
+      if ((await findTimeline(servers.pageServer, name)) !== undefined)
+        throw invalidError(`there is a timeline named ${name} already; choose another name or delete it`)
+      const timeline = await createTimeline(servers, {
+        name,
+        timeline: options.id,
+        startLsn: options.lsn,
+        innodbPageSize: options.pageSize,
+        serverVersion: '',
+      })
+      if (options.json) printJson({ timeline, name, startLsn: options.lsn, innodbPageSize: options.pageSize })
+      else console.log(`${name} (${timeline}) is made; its redo begins at LSN ${options.lsn}`)
+    } finally {
+      servers.close()
+    }
+  })
+}
+
+function pageSizeArgument(text: string): number {
+  const size = INNODB_PAGE_SIZES.find(known => String(known) === text)
+  if (size === undefined)
+    throw new InvalidArgumentError(
+      `"${text}" is none of InnoDB's page sizes: ${INNODB_PAGE_SIZES.join(', ')}.`,
+    )
+  return size
+}
