@@ -49,8 +49,10 @@ export function closeGaps<G extends Gap>(gaps: readonly G[], ended: EndedImport)
   })
   if (readableFrom <= startLsn || closed.length === 0) return closed
   const from = (startLsn - 1) as Lsn
-  if (closed.some((gap, i) => gap.readableFrom >= readableFrom && (i === 0 || gap.from <= from)))
-    return closed
+  // One that is still open may end anywhere.
+  const covers = (gap: Gap, i: number): boolean =>
+    gap.readableFrom >= readableFrom && gap.readableFrom !== LSN_MAX && (i === 0 || gap.from <= from)
+  if (closed.some(covers)) return closed
   const widened = closed.findIndex((gap, i) => i > 0 && gap.readableFrom === readableFrom)
   if (widened >= 0) return closed.with(widened, { ...closed[widened]!, from })
   return [...closed, { from, readableFrom }]
