@@ -562,11 +562,13 @@ export class Connection {
     this.armTimer(next)
   }
 
-  /** Ends the connection; requests in flight fail with kind retry. What was already sent still leaves. */
+  /** Ends the connection; requests in flight fail with kind retry. What was already sent still leaves, unless a bulk is just coming in. */
   close(): void {
     if (this.failure !== undefined) return
     this.fail(this.lost('closed by this side'))
-    this.socket.end(() => this.socket.destroy())
+    // Memory that was given for a bulk is its owner's again, and may be used for something else at once.
+    if (this.reader.isFilling) this.socket.destroy()
+    else this.socket.end(() => this.socket.destroy())
   }
 
   private destroy(error: PalimpsestError): void {

@@ -208,6 +208,11 @@ export class FrameReader {
     return this.stopped
   }
 
+  /** A part of a bulk has come, and the rest goes into memory that `bulkTarget` gave. */
+  get isFilling(): boolean {
+    return this.target_ !== undefined && this.target_.length > 0
+  }
+
   /** True between frames: an end of the stream here is clean. */
   get isIdle(): boolean {
     return (

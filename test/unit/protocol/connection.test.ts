@@ -161,6 +161,42 @@ t.test('bulkTarget may make the connection wait', async t => {
   t.equal((await answer).bulk.length, 64 * PAGE)
 })
 
+t.test('once a connection is closed nothing more comes into the memory that was given', async t => {
+  const { open } = await start(t)
+  for (const round of [1, 2, 3, 4, 5]) {
+    const connection = await open()
+    const memory = Buffer.from(new SharedArrayBuffer(300_000))
+    const stream = connection.stream(
+      { type: MessageType.WalRead, timeline: TIMELINE, fromLsn: lsn(1), follow: true },
+      {
+        bulkTarget: () => {
+          // In the middle of it: what has come with its head is there, the rest is under way. So is something of ours.
+          queueMicrotask(() => {
+            const append = {
+              type: MessageType.WalAppend,
+              timeline: TIMELINE,
+              epoch: 1 as WriterEpoch,
+              beginLsn: lsn(1),
+              wallTimeUs: 1,
+            } as const
+            connection.request(append, { bulk: Buffer.alloc(15 << 20) }).catch(() => {})
+            connection.close()
+            memory.fill(0xee)
+          })
+          return memory
+        },
+      },
+    )
+    await t.rejects(stream.next(), like({ kind: 'retry' }))
+    await new Promise(resolve => setTimeout(resolve, 200))
+    t.equal(
+      memory.findIndex(byte => byte !== 0xee),
+      -1,
+      `round ${round}`,
+    )
+  }
+})
+
 t.test('errors keep kind, LSN and address; the connection lives on', async t => {
   const { open, listener } = await start(t)
   const connection = await open()
