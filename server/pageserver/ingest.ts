@@ -167,7 +167,8 @@ export class RedoIngest {
 
   /** Resolves when it is worth asking `reserve` again. */
   room(): Promise<void> {
-    if (this.#unlinkedBytes > UNLINKED_BYTES_MAX)
+    // As `reserve` has it, or who asks again at once would do so for ever, and nobody else would have a turn.
+    if (this.#unlinkedBytes + this.#reservedBytes > UNLINKED_BYTES_MAX)
       return new Promise(resolve => this.#roomWaiters.push(resolve))
     return this.#pool.hasRoom ? Promise.resolve() : this.#pool.freed()
   }
@@ -252,9 +253,10 @@ export class RedoIngest {
     this.#pump()
   }
 
-  /** Lets go of the arenas that nothing was put into; ranges under way end on their own. */
+  /** Nothing more is linked. Ranges that are being indexed let go of their arenas when that has ended. */
   close(): void {
     this.#stopped = true
+    for (const range of this.#ranges.splice(0)) this.#drop(range)
     this.abandon()
     if (this.#arena >= 0) this.#pool.release(this.#arena)
     if (this.#indexArena >= 0) this.#pool.release(this.#indexArena)
@@ -326,13 +328,15 @@ export class RedoIngest {
         this.#pool.memory.giveBack(range.indexArena, indexBytes)
       this.#pool.release(range.indexArena)
       range.indexArena = -1
-      if (!range.dropped) this.#failed(range, error)
+      if (range.dropped) this.#pool.release(range.arena)
+      else this.#failed(range, error)
       this.#pump()
       return
     }
     this.#indexing--
     if (range.dropped) {
       this.#pool.release(range.indexArena)
+      this.#pool.release(range.arena)
     } else if (result.status === 'ok') {
       range.result = result
       range.state = INDEXED
@@ -409,7 +413,8 @@ export class RedoIngest {
 
   #drop(range: Range): void {
     this.#unlinkedBytes -= range.bytes
-    this.#pool.release(range.arena)
+    // A worker still reads it.
+    if (range.state !== INDEXING) this.#pool.release(range.arena)
     if (range.indexArena >= 0 && range.state === INDEXED) this.#pool.release(range.indexArena)
     range.dropped = true
   }
