@@ -3,7 +3,8 @@
  * the last one proposed, so that the next one need not wait for it), duplicates, trims taken together, reads on any node.
  *
  * Everything that changes is an entry of the log; what is refused here before it becomes one is refused with the text that
- * the state would give.
+ * the state would give. A refusal for good (kinds invalid and fenced) leaves only after a read barrier: this node may have been
+ * deposed and not know it, or its newest proposals may come to nothing. docs/consensus.md, "Refusals".
  */
 import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import {
@@ -63,16 +64,28 @@ export class CellTimelines {
     return this.driver.state
   }
 
-  /** The timeline; throws invalid if it is not there. */
+  has(id: TimelineId): boolean {
+    return this.state.timelines.has(id)
+  }
+
+  /**
+   * The timeline as this node knows it. Throws invalid if it was deleted, which is for ever, and retry if it is not there, which
+   * only the leader can tell for sure: `sure` does.
+   */
   get(id: TimelineId): TimelineState {
     const timeline = this.state.timelines.get(id)
-    if (timeline === undefined) {
-      // After a start, or a long absence: what was committed before this term may not be applied here yet.
-      if (this.state.last.term !== this.driver.term && !this.state.tombstones.has(id))
-        throw retryError('this safekeeper does not have the state of its cell yet; ask again, or another one')
-      throw errorOf(this.state.unknown(id))
-    }
-    return timeline
+    if (timeline !== undefined) return timeline
+    if (this.state.tombstones.has(id)) throw errorOf(this.state.unknown(id))
+    throw retryError(
+      `this safekeeper knows no timeline ${id}; there may be news of it that are not here yet: ask again, or the leader`,
+    )
+  }
+
+  /** On the leader: resolves when the timeline is there; throws invalid if it is certain that it is not. */
+  async sure(id: TimelineId): Promise<void> {
+    if (this.has(id)) return
+    await this.driver.readBarrier()
+    if (!this.has(id)) throw errorOf(this.state.unknown(id))
   }
 
   // Changes, on the leader
@@ -97,8 +110,10 @@ export class CellTimelines {
 
   /** Returns where the branch begins: the end of a chunk at or below `lsn`. */
   async branch(id: TimelineId, ancestor: TimelineId, lsn: Lsn, name: string): Promise<Lsn> {
+    await this.driver.readBarrier()
     const made = this.state.timelines.get(id)
     if (made?.ancestor?.timeline === ancestor && made.name === name) return made.startLsn
+    await this.sure(ancestor)
     const from = this.get(ancestor)
     let at = lsn
     if (lsn < from.endLsn && lsn > from.startLsn)
@@ -109,7 +124,8 @@ export class CellTimelines {
 
   /** Makes `writer` the only one. Its first append must begin at `endLsn`, which is the end of all older ones' redo. */
   async open(id: TimelineId, writer: string): Promise<{ epoch: WriterEpoch; beginLsn: Lsn; endLsn: Lsn }> {
-    this.get(id)
+    // The epoch counts from this moment, so without an await where nothing is wrong.
+    if (!this.has(id)) await this.sure(id)
     const tail = this.tail(id)
     tail.epoch = (tail.epoch + 1) as WriterEpoch
     const { epoch } = tail
@@ -131,7 +147,6 @@ export class CellTimelines {
     payload: Uint8Array,
     payloadCrc: number,
   ): Promise<Lsn> {
-    const timeline = this.get(id)
     if (payload.length === 0) throw invalidError('an append without redo', beginLsn)
     if (payload.length > this.log.payloadBytesMax)
       throw invalidError(
@@ -151,7 +166,7 @@ export class CellTimelines {
       payload,
       payloadCrc,
     }
-    return this.extend(timeline, draft)
+    return this.extend(id, draft)
   }
 
   /** The log goes on at `toLsn`: what lies between is lost to the writer. */
@@ -166,17 +181,27 @@ export class CellTimelines {
       payload: NOTHING,
       payloadCrc: 0,
     }
-    return this.extend(this.get(id), draft)
+    return this.extend(id, draft)
   }
 
-  private async extend(timeline: TimelineState, draft: Draft): Promise<Lsn> {
+  private async extend(id: TimelineId, draft: Draft): Promise<Lsn> {
     if (this.driver.failed !== undefined) throw this.driver.failed
-    const { id } = timeline
+    // Without an await where nothing is wrong: appends keep their order.
+    if (!this.has(id)) await this.sure(id)
     const { epoch, beginLsn, endLsn } = draft
-    const tail = this.tails.get(id)
-    const end = tail?.endLsn ?? timeline.endLsn
-    const fault = appendFault(timeline, tail?.epoch ?? timeline.epoch, end, epoch, beginLsn)
+    let timeline = this.get(id)
+    let fault = this.faultOf(timeline, draft)
+    if (fault !== undefined && isForGood(fault)) {
+      await this.driver.readBarrier()
+      timeline = this.get(id)
+      const certain = appendFault(timeline, timeline.epoch, timeline.endLsn, epoch, beginLsn)
+      if (certain !== undefined && isForGood(certain)) throw errorOf(certain)
+      fault = this.faultOf(timeline, draft)
+      if (fault !== undefined && isForGood(fault))
+        throw retryError(`a writer of "${timeline.name}" is about to be let in; ask again`)
+    }
     if (fault !== undefined) {
+      const end = this.tails.get(id)?.endLsn ?? timeline.endLsn
       if (fault.kind === 'refresh' && beginLsn < end) return this.duplicate(timeline, draft, end)
       throw errorOf(fault)
     }
@@ -196,15 +221,32 @@ export class CellTimelines {
     return this.get(id).endLsn
   }
 
+  /** As of all that was proposed before. */
+  private faultOf(timeline: TimelineState, { epoch, beginLsn }: Draft): Fault | undefined {
+    const tail = this.tails.get(timeline.id)
+    return appendFault(
+      timeline,
+      tail?.epoch ?? timeline.epoch,
+      tail?.endLsn ?? timeline.endLsn,
+      epoch,
+      beginLsn,
+    )
+  }
+
   /** Begins below the end: the answer is that of the first time, once it is committed. */
   private async duplicate(timeline: TimelineState, draft: Draft, end: Lsn): Promise<Lsn> {
     const { beginLsn, endLsn, payloadCrc } = draft
     const { id, name } = timeline
-    if (endLsn > end)
-      throw invalidError(
-        `append of ${beginLsn} to ${endLsn} overlaps the end of the log of "${name}" at ${end}`,
-        end,
-      )
+    if (endLsn > end) {
+      await this.driver.readBarrier()
+      const { endLsn: certain } = this.get(id)
+      if (beginLsn < certain && endLsn > certain)
+        throw invalidError(
+          `append of ${beginLsn} to ${endLsn} overlaps the end of the log of "${name}" at ${certain}`,
+          certain,
+        )
+      throw refreshError(`the end of the log of "${name}" is on the move: open it again and go on there`)
+    }
     await this.committed(id, endLsn)
     const known = await this.chunkAt(id, beginLsn)
     if (known !== undefined && known.endLsn === endLsn && known.payloadCrc !== payloadCrc)
@@ -248,9 +290,13 @@ export class CellTimelines {
 
   /** The consumer needs nothing below `lsn`. Returns the oldest LSN that is kept for sure. */
   async trim(id: TimelineId, consumer: string, lsn: Lsn): Promise<Lsn> {
+    let fault = this.state.trimFault(id, consumer, lsn)
+    if (fault.void) {
+      await this.driver.readBarrier()
+      fault = this.state.trimFault(id, consumer, lsn)
+      if (fault.void) throw errorOf(fault)
+    }
     const timeline = this.get(id)
-    const fault = this.state.trimFault(id, consumer, lsn)
-    if (fault.void) throw errorOf(fault)
     const known = timeline.consumers.get(consumer)
     if (known === undefined)
       // Before anything is trimmed on account of the others.
@@ -272,8 +318,11 @@ export class CellTimelines {
   }
 
   private async command(command: CellCommand): Promise<void> {
-    const early = this.state.check(command)
-    if (early.void) throw errorOf(early)
+    if (this.state.check(command).void) {
+      await this.driver.readBarrier()
+      const early = this.state.check(command)
+      if (early.void) throw errorOf(early)
+    }
     const applied = await this.driver.propose(commandDraft(command))
     if (applied.void) throw errorOf(applied)
   }
@@ -310,6 +359,7 @@ export class CellTimelines {
   /** Linearizable; on the leader. */
   async walState(id: TimelineId): Promise<WalStateReply> {
     await this.driver.readBarrier()
+    await this.sure(id)
     const timeline = this.get(id)
     return {
       type: MessageType.WalStateReply,
@@ -460,6 +510,13 @@ export class CellTimelines {
   }
 }
 
-export function errorOf(applied: Extract<Applied, { void: true }>): PalimpsestError {
+type Fault = Extract<Applied, { void: true }>
+
+/** Whether the one who asked will not ask again. */
+function isForGood({ kind }: Fault): boolean {
+  return kind === 'invalid' || kind === 'fenced'
+}
+
+export function errorOf(applied: Fault): PalimpsestError {
   return new PalimpsestError(applied.kind, applied.why, { lsn: applied.lsn })
 }

@@ -2,7 +2,7 @@
  * The log's messages, as protocol/messages-wal.ts has them, answered from a cell's timelines. Reads are answered by any node;
  * all else is the leader's: others pass it on or say where to go, as the client chose in its hello.
  */
-import { MessageType, Role, type WalRead } from '../../protocol/messages.ts'
+import { MessageType, Role, type WalRead, type WalShow } from '../../protocol/messages.ts'
 import type { Handler, Handlers, IncomingRequest, RequestContext, Service } from '../shared/listener.ts'
 import type { CellTimelines } from './cell-timelines.ts'
 import type { CellNode } from './node.ts'
@@ -49,7 +49,10 @@ export function logService(node: CellNode): Service {
       const lsn = await timelines.skip(timeline, epoch, fromLsn, toLsn, wallTimeUs)
       ctx.reply({ type: MessageType.WalAppended, flushedLsn: lsn, committedLsn: lsn })
     }),
-    [MessageType.WalRead]: (request, ctx) => sendLog(node.timelines, request, ctx),
+    [MessageType.WalRead]: async (request, ctx) => {
+      await node.leading?.sure(request.message.timeline)
+      await sendLog(node.timelines, request, ctx)
+    },
     [MessageType.WalTrim]: lead(async (timelines, { message }, ctx) => {
       const beginLsn = await timelines.trim(message.timeline, message.consumer, message.durableLsn)
       ctx.reply({ type: MessageType.WalTrimmed, beginLsn })
@@ -84,8 +87,17 @@ export function logService(node: CellNode): Service {
       await timelines.dropConsumer(message.timeline, message.consumer)
       ctx.reply({ type: MessageType.Ok })
     }),
-    [MessageType.WalShow]: ({ message }, ctx) => ctx.reply(node.timelines.show(message.timeline)),
+    // What this node has, if it has it; what is not there is the leader's to say.
+    [MessageType.WalShow]: (request, ctx) => {
+      const { timeline } = request.message
+      if (node.timelines.has(timeline)) return ctx.reply(node.timelines.show(timeline))
+      return show(request, ctx)
+    },
   }
+  const show = lead<WalShow>(async (timelines, { message }, ctx) => {
+    await timelines.sure(message.timeline)
+    ctx.reply(timelines.show(message.timeline))
+  })
   return { role: Role.SAFEKEEPER, handlers }
 }
 

@@ -139,7 +139,7 @@ export class Members {
       const to = this.voterNamed(name)
       if (to === undefined) throw invalidError(`the cell has no voting member ${name}`)
       if (to !== this.options.self.nodeId) await this.handOver(to)
-    })
+    }, 'changing')
   }
 
   /** A node without a cell asked: if it is a member that lost its disk, it gets its place again. */
@@ -161,6 +161,14 @@ export class Members {
         ),
       )
       .finally(() => this.replacing.delete(name))
+  }
+
+  /** An earlier leader may have made a node a learner in the place of its namesake, and not lived to make it a voter. */
+  resume(): void {
+    for (const nodeId of this.latest.learners) {
+      const known = this.driver.state.nodes.get(nodeId)
+      if (known !== undefined && this.options.isConnected(nodeId)) this.onWaiting({ nodeId, ...known })
+    }
   }
 
   /** A node said who it is: where members are is part of the state. */
@@ -232,15 +240,23 @@ export class Members {
     )
   }
 
+  private settled(untilMs: number): Promise<void> {
+    const isSettled = () => this.committed && this.latest.outgoing === undefined
+    return this.poll(isSettled, untilMs, 'another change of the membership did not come to an end')
+  }
+
   /** Resolves when it is the committed membership. */
   private async change(goal: { voters: readonly NodeId[]; learners: readonly NodeId[] }): Promise<void> {
     const { clock } = this.options
     const until = clock.monotonicMs() + STEP_MS
-    const settled = () => this.committed && this.latest.outgoing === undefined
-    await this.poll(settled, until, 'another change of the membership did not come to an end')
+    await this.settled(until)
     this.driver.change(goal)
     await this.poll(
-      () => settled() && same(this.latest.voters, goal.voters) && same(this.latest.learners, goal.learners),
+      () =>
+        this.committed &&
+        this.latest.outgoing === undefined &&
+        same(this.latest.voters, goal.voters) &&
+        same(this.latest.learners, goal.learners),
       until,
       'a quorum did not take the new membership; is one reachable?',
     )
@@ -270,10 +286,16 @@ export class Members {
     }
   }
 
-  /** One change after the other; who comes while one is under way waits. */
-  private exclusive<T>(run: () => Promise<T>): Promise<T> {
-    const result = this.turn.then(() => {
+  /**
+   * One change after the other; who comes while one is under way waits. It begins with a membership that is certain: this node
+   * leads still, and (unless `changing`) no change is under way. Or else "is no member" could be said of one that is, and
+   * "done" of a change that may yet come to nothing.
+   */
+  private exclusive<T>(run: () => Promise<T>, when: 'settled' | 'changing' = 'settled'): Promise<T> {
+    const result = this.turn.then(async () => {
       if (!this.driver.isServing) throw new PalimpsestError('retry', 'this node does not lead the cell')
+      await this.driver.readBarrier()
+      if (when === 'settled') await this.settled(this.options.clock.monotonicMs() + STEP_MS)
       return run()
     })
     this.turn = result.catch(() => {})
