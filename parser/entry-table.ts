@@ -1,7 +1,7 @@
 /**
  * The entries of a chunk in the order of the log, and the quick way to find them in one mini-transaction.
  *
- * `scanPlainMtr` does in one loop over local variables what `RecordCursor` does record by record, for the records that
+ * `PlainMtrScan` does in one loop over local variables what `RecordCursor` does record by record, for the records that
  * make up nearly all of a log. It accepts only what is plainly right. At anything else (file records, TRIM_PAGES, size
  * and flags in page 0, and whatever looks wrong) it gives up on the mini-transaction without a verdict,
  * and the caller takes the way through the cursor, which is the law. So this file can be slow-witted but must never be
@@ -17,47 +17,44 @@ export const EntryFlag = {
   FREE_PAGE: 2,
 } as const
 
-/** A structure of arrays that grows; `count` entries are in use. */
+/** What a row of an EntryTable has, 32-bit words. */
+export const ENTRY_WORDS = 4
+export const EntryWord = {
+  /** Position of the first record in the chunk. */
+  START: 0,
+  /** Length in bytes << 2 | EntryFlag, as ranges and layers have it in a varint. */
+  LENGTH_FLAGS: 1,
+  /** As the table is filled. */
+  SPACE: 2,
+  PAGE: 3,
+  /** In the same place, once the mini-transaction is known to be whole: row of the page, end of the mini-transaction. */
+  PAGE_ROW: 2,
+  LSN: 3,
+} as const
+
+/** Rows of four words, one after the other; `count` of them are in use. */
 export class EntryTable {
   count = 0
   capacity = 4096
-  /** Position of the first record. */
-  start = new Uint32Array(4096)
-  /** Position after the last record. */
-  end = new Uint32Array(4096)
-  space = new Uint32Array(4096)
-  page = new Uint32Array(4096)
-  flags = new Uint8Array(4096)
-  /** For whoever fills the table: end of the mini-transaction, ordinal of the page. */
-  lsn = new Uint32Array(4096)
-  ordinal = new Uint32Array(4096)
+  words = new Uint32Array(ENTRY_WORDS * 4096)
 
+  /** Doubles the room; `words` is another array afterwards. */
   grow(): void {
     this.capacity *= 2
-    const widen = (from: Uint32Array) => {
-      const to = new Uint32Array(this.capacity)
-      to.set(from)
-      return to
-    }
-    this.start = widen(this.start)
-    this.end = widen(this.end)
-    this.space = widen(this.space)
-    this.page = widen(this.page)
-    this.lsn = widen(this.lsn)
-    this.ordinal = widen(this.ordinal)
-    const flags = new Uint8Array(this.capacity)
-    flags.set(this.flags)
-    this.flags = flags
+    const words = new Uint32Array(ENTRY_WORDS * this.capacity)
+    words.set(this.words)
+    this.words = words
   }
 
-  /** Appends an entry whose end is to be set when it is known. */
-  add(start: number, space: number, page: number, flags: number): void {
+  /** Appends the entry of bytes [start, end) of the chunk. */
+  add(start: number, end: number, space: number, page: number, flags: number): void {
     if (this.count === this.capacity) this.grow()
-    const e = this.count++
-    this.start[e] = start
-    this.space[e] = space
-    this.page[e] = page
-    this.flags[e] = flags
+    const { words } = this
+    const at = ENTRY_WORDS * this.count++
+    words[at + EntryWord.START] = start
+    words[at + EntryWord.LENGTH_FLAGS] = ((end - start) << 2) | flags
+    words[at + EntryWord.SPACE] = space
+    words[at + EntryWord.PAGE] = page
   }
 }
 
@@ -93,8 +90,10 @@ export class PlainMtrScan {
     const pageBytesMax = this.#pageBytesMax
     let records = 0
     let pos = start
-    // The page of the entry under construction; last: as RecordCursor's #lastOffset, -1 after FREE_PAGE.
+    // The entry under construction, and its page; last: as RecordCursor's #lastOffset, -1 after FREE_PAGE.
     let open = false
+    let entryStart = 0
+    let flags = 0
     let space = 0
     let page = 0
     let last = 0
@@ -142,14 +141,14 @@ export class PlainMtrScan {
           pos += bytes
         }
         if (!open || nextPage !== page || nextSpace !== space || type <= RecordType.INIT_PAGE) {
-          if (open) table.end[table.count - 1] = recordStart
-          const flags =
+          if (open) table.add(entryStart, recordStart, space, page, flags)
+          flags =
             type === RecordType.INIT_PAGE
               ? EntryFlag.INIT_PAGE
               : type === RecordType.FREE_PAGE
                 ? EntryFlag.FREE_PAGE
                 : 0
-          table.add(recordStart, nextSpace, nextPage, flags)
+          entryStart = recordStart
           open = true
           space = nextSpace
           page = nextPage
@@ -206,7 +205,7 @@ export class PlainMtrScan {
       pos = recordEnd
     }
     if (!open) return -1
-    table.end[table.count - 1] = pos - 1
+    table.add(entryStart, pos - 1, space, page, flags)
     this.records = records
     return pos - 1
   }

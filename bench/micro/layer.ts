@@ -12,17 +12,14 @@
 import { closeSync, mkdtempSync, openSync, readSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import {
-  CHUNK_INDEX_HEADER_WORDS,
-  CHUNK_INDEX_WORDS_PER_PAGE,
-  ChunkIndexer,
-} from '../../parser/chunk-index.ts'
+import { ChunkIndexer } from '../../parser/chunk-index.ts'
 import { LOG_START_OFFSET, parseLogFileHead } from '../../parser/log-file.ts'
 import { MtrScanner } from '../../parser/mtr-scanner.ts'
 import { addLsn, type Lsn, toTimelineId } from '../../protocol/ids.ts'
 import { DeltaLayerWriter } from '../../server/pageserver/delta-layer.ts'
 import { LayerReader } from '../../server/pageserver/layer-reader.ts'
 import { zstdCompress, zstdDecompress } from '../../server/shared/zstd.ts'
+import { ChunkIndexView } from '../../test/support/chunk-index-view.ts'
 import { loadGoldenLog } from '../../test/support/redo-fixtures.ts'
 import { type Benchmark, note, Report, runIfMain, UsageError, wholeNumber } from '../harness.ts'
 
@@ -65,7 +62,6 @@ function load(path: string | undefined, skip: number, maxBytes: number): Sorted 
   // Chunk by chunk, as ingestion does it; then all entries of a page together, in the order of the log.
   const begin = lsnOf(from)
   const indexer = new ChunkIndexer()
-  const region = new Uint32Array(16 << 20)
   const byPage = new Map<string, number[]>()
   const ids: { space: number; page: number; key: string }[] = []
   let entryBytes = 0
@@ -73,15 +69,12 @@ function load(path: string | undefined, skip: number, maxBytes: number): Sorted 
   for (let at = from; at < from + bytes; ) {
     const end =
       at + scanner.scanRange(log, at, Math.min(from + bytes, at + CHUNK_BYTES), lsnOf(at), null).consumedBytes
-    const found = indexer.index(log, at, end, lsnOf(at), region, 0)
-    if (found.status !== 'ok') throw new Error('the index does not fit')
-    const P = found.pages
-    const base = CHUNK_INDEX_HEADER_WORDS
-    const entryBase = base + CHUNK_INDEX_WORDS_PER_PAGE * P
-    const word = (column: number, e: number) => region[entryBase + column * found.entries + e]!
-    for (let p = 0; p < P; p++) {
-      const space = region[base + p]!
-      const page = region[base + P + p]!
+    const chunkAt = at
+    indexer.index(log, at, end, lsnOf(at))
+    const view = new ChunkIndexView(indexer)
+    for (let p = 0; p < view.pageCount; p++) {
+      const space = view.pageSpace[p]!
+      const page = view.pageNumber[p]!
       const key = `${space}:${page}`
       let list = byPage.get(key)
       if (list === undefined) {
@@ -89,12 +82,12 @@ function load(path: string | undefined, skip: number, maxBytes: number): Sorted 
         byPage.set(key, list)
         ids.push({ space, page, key })
       }
-      const first = region[base + 2 * P + p]!
-      for (let e = first; e < first + region[base + 3 * P + p]!; e++) {
-        list.push(word(0, e), word(1, e), word(2, e) + (at - from), word(3, e))
-        entryBytes += word(1, e)
+      const known = list
+      view.forEachEntry(p, (offset, length, lsn, flags) => {
+        known.push(chunkAt + offset, length, lsn + (chunkAt - from), flags)
+        entryBytes += length
         E++
-      }
+      })
     }
     at = end
   }

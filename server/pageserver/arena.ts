@@ -24,9 +24,6 @@ const TOP_BYTES = 1
 
 export const NO_WORD = 0
 
-/** Who copies eight bytes at a time may read and write this many more than asked: the last arena has them behind it. */
-export const ARENA_SLACK_BYTES = 8
-
 /** What workers need to know to use the memory. Structured-cloneable. */
 export interface ArenaGeometry {
   readonly buffer: SharedArrayBuffer
@@ -50,7 +47,7 @@ export class ArenaMemory {
   static allocate(totalBytes: number, arenaBytes: number): ArenaMemory {
     const arenas = Math.max(3, Math.floor(totalBytes / arenaBytes))
     const firstByte = arenas * CONTROL_BYTES_PER_ARENA
-    const buffer = new SharedArrayBuffer(firstByte + arenas * arenaBytes + ARENA_SLACK_BYTES)
+    const buffer = new SharedArrayBuffer(firstByte + arenas * arenaBytes)
     return new ArenaMemory({ buffer, arenaBytes, arenas, firstByte })
   }
 

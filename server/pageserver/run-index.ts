@@ -19,20 +19,17 @@
  *        1  H                                  6  number of entries
  *        2  space    3  page                   7  LSN of the first, from the range's begin
  *        4  first byte of its entries, from H  8  LSN of the last    9  bytes without the varints
- *     then the entries, and 8 bytes of nothing
+ *     then the entries
  *
  * A run is named by the word of its row. So one 32-bit number leads to a run, and from there to every older run of the
  * page in the same memtable. The worker fills in everything but the previous run, which the main thread does when it links
  * the range, in LSN order.
  */
-import {
-  CHUNK_INDEX_HEADER_WORDS,
-  CHUNK_INDEX_WORDS_PER_PAGE,
-  EntryFlag,
-  PageFlag,
-} from '../../parser/chunk-index.ts'
+import type { ChunkIndexer } from '../../parser/chunk-index.ts'
+import { ENTRY_WORDS, EntryFlag, EntryWord } from '../../parser/entry-table.ts'
+import { PAGE_WORDS, PageWord } from '../../parser/page-table.ts'
 import type { Lsn } from '../../protocol/ids.ts'
-import { ARENA_SLACK_BYTES, type ArenaMemory, NO_WORD } from './arena.ts'
+import { type ArenaMemory, NO_WORD } from './arena.ts'
 
 const HEADER_UNITS = 8
 const H_LSN_LOW = 0
@@ -58,137 +55,104 @@ const COPY_LOOP_BYTES_MAX = 256
 
 const TWO_32 = 4294967296
 
-function varintBytes(value: number): number {
-  return value < 1 << 7 ? 1 : value < 1 << 14 ? 2 : value < 1 << 21 ? 3 : value < 1 << 28 ? 4 : 5
-}
+/** What two words of a page's row (parser/page-table.ts) are used for while entries are copied. */
+const NEXT_AT = PageWord.BYTES
+const PREVIOUS_LSN = PageWord.LAST_LSN
 
-/** Puts ranges into arenas: first `measure`, which tells how much room it takes, then `place`. One for each thread. */
+/** Puts ranges into arenas: `rangeBytes` tells how much room one takes, then comes `place`. One for each thread. */
 export class RangeWriter {
   readonly #memory: ArenaMemory
   readonly #native: Buffer
-  /** Of each page's entries. */
-  #pageBytes = new Uint32Array(1024)
 
   constructor(memory: ArenaMemory) {
     this.#memory = memory
     this.#native = Buffer.from(memory.geometry.buffer)
   }
 
-  /** Bytes of arena that the range with this chunk index takes. */
-  measure(index: Uint32Array): number {
-    const pages = index[0]!
-    const entries = index[1]!
-    const counts = CHUNK_INDEX_HEADER_WORDS + 3 * pages
-    const lengths = CHUNK_INDEX_HEADER_WORDS + CHUNK_INDEX_WORDS_PER_PAGE * pages + entries
-    const lsns = lengths + entries
-    if (this.#pageBytes.length < pages) this.#pageBytes = new Uint32Array(2 * pages)
-    const pageBytes = this.#pageBytes
-    let total = 0
-    for (let p = 0, e = 0; p < pages; p++) {
-      let bytes = 0
-      let previous = 0
-      for (const end = e + index[counts + p]!; e < end; e++) {
-        const length = index[lengths + e]!
-        const lsn = index[lsns + e]!
-        bytes += varintBytes(lsn - previous) + varintBytes(length << 2) + length
-        previous = lsn
-      }
-      pageBytes[p] = bytes
-      total += bytes
-    }
-    return (HEADER_UNITS + ROW_UNITS * pages) * 4 + ((total + 7) & ~7) + ARENA_SLACK_BYTES
+  /** Bytes of arena that the chunk takes that `index` has indexed last. */
+  rangeBytes(index: ChunkIndexer): number {
+    const { count, words } = index.pages
+    let bytes = 0
+    for (let at = PageWord.BYTES, end = PAGE_WORDS * count; at < end; at += PAGE_WORDS) bytes += words[at]!
+    return (HEADER_UNITS + ROW_UNITS * count) * 4 + bytes
   }
 
   /**
-   * Puts the range that was measured last at byte offset `at`, a multiple of 8, and returns its word H. Its redo begins
-   * at LSN `begin`; entry offsets in `index` count from byte `base` of the arena memory.
+   * Puts that chunk at byte offset `at`, a multiple of 8, and returns its word H. Its redo begins at LSN `begin` and lies
+   * from byte `redoAt` of the arena memory on. Afterwards the index is of no further use.
    */
-  place(at: number, begin: Lsn, redoBytes: number, base: number, index: Uint32Array): number {
+  place(at: number, begin: Lsn, redoBytes: number, redoAt: number, index: ChunkIndexer): number {
     const { u32 } = this.#memory.region
-    const pages = index[0]!
-    const entries = index[1]!
+    const { pages } = index
+    const { words } = pages
+    const order = pages.sorted()
     const header = at / 8
     const unit = at / 4
     u32[unit + H_LSN_LOW] = begin % TWO_32
     u32[unit + H_LSN_HIGH] = Math.floor(begin / TWO_32)
     u32[unit + H_BYTES] = redoBytes
-    u32[unit + H_PAGES] = pages
+    u32[unit + H_PAGES] = pages.count
     u32.fill(0, unit + 4, unit + HEADER_UNITS)
-    const columns = CHUNK_INDEX_HEADER_WORDS
-    const lengths = columns + CHUNK_INDEX_WORDS_PER_PAGE * pages + entries
     let row = unit + HEADER_UNITS
-    let to = (HEADER_UNITS + ROW_UNITS * pages) * 4
-    for (let p = 0; p < pages; p++) {
-      const first = index[columns + 2 * pages + p]!
-      const count = index[columns + 3 * pages + p]!
-      const hasInit = (index[columns + 6 * pages + p]! & PageFlag.HAS_INIT) !== 0
-      const bytes = this.#pageBytes[p]!
+    let to = (HEADER_UNITS + ROW_UNITS * pages.count) * 4
+    for (let p = 0; p < pages.count; p++) {
+      const page = PAGE_WORDS * order[p]!
+      const bytes = words[page + PageWord.BYTES]!
       u32[row + R_PREVIOUS] = NO_WORD
       u32[row + R_HEADER] = header
-      u32[row + R_SPACE] = index[columns + p]!
-      u32[row + R_PAGE] = index[columns + pages + p]!
+      u32[row + R_SPACE] = words[page + PageWord.SPACE]!
+      u32[row + R_PAGE] = words[page + PageWord.PAGE]!
       u32[row + R_AT] = to
-      u32[row + R_BYTES] = hasInit ? (bytes | HAS_INIT) >>> 0 : bytes
-      u32[row + R_ENTRIES] = count
-      u32[row + R_FIRST_LSN] = index[columns + 4 * pages + p]!
-      u32[row + R_LAST_LSN] = index[columns + 5 * pages + p]!
-      u32[row + R_PAYLOAD] = this.#copyEntries(
-        at + to,
-        base,
-        index,
-        lengths - entries + first,
-        entries,
-        count,
-      )
+      u32[row + R_BYTES] = words[page + PageWord.FLAGS] === 0 ? bytes : (bytes | HAS_INIT) >>> 0
+      u32[row + R_ENTRIES] = words[page + PageWord.ENTRIES]!
+      u32[row + R_FIRST_LSN] = words[page + PageWord.FIRST_LSN]!
+      u32[row + R_LAST_LSN] = words[page + PageWord.LAST_LSN]!
+      u32[row + R_PAYLOAD] = words[page + PageWord.PAYLOAD]!
+      // From here on the page's row says where its next entry goes, and where its LSN counts from.
+      words[page + NEXT_AT] = to
+      words[page + PREVIOUS_LSN] = 0
       row += ROW_UNITS
       to += bytes
     }
+    this.#copyEntries(at, redoAt, index)
     return header
   }
 
-  /** Entries of one page: `entry` is the place of the first one's offset, the other columns follow. Returns their bytes. */
-  #copyEntries(
-    at: number,
-    base: number,
-    index: Uint32Array,
-    entry: number,
-    stride: number,
-    count: number,
-  ): number {
+  /** Copies each entry to its page's place, in the order of the log, which the processor likes better than that of the pages. */
+  #copyEntries(rangeAt: number, redoAt: number, index: ChunkIndexer): void {
     const { region, view } = this.#memory
     const { bytes } = region
-    let to = at
-    let previous = 0
-    let payload = 0
-    for (let offsetAt = entry; offsetAt < entry + count; offsetAt++) {
-      const lengthAt = offsetAt + stride
-      const lsnAt = lengthAt + stride
-      const length = index[lengthAt]!
-      const lsn = index[lsnAt]!
-      let v = lsn - previous
-      previous = lsn
+    const pages = index.pages.words
+    const { words } = index.entries
+    for (let e = 0, end = ENTRY_WORDS * index.entries.count; e < end; e += ENTRY_WORDS) {
+      const page = PAGE_WORDS * words[e + EntryWord.PAGE_ROW]!
+      const lsn = words[e + EntryWord.LSN]!
+      const lengthFlags = words[e + EntryWord.LENGTH_FLAGS]!
+      const length = lengthFlags >>> 2
+      const from = redoAt + words[e + EntryWord.START]!
+      let to = rangeAt + pages[page + NEXT_AT]!
+      let v = lsn - pages[page + PREVIOUS_LSN]!
+      pages[page + PREVIOUS_LSN] = lsn
       while (v >= 128) {
         bytes[to++] = (v & 0x7f) | 0x80
         v >>>= 7
       }
       bytes[to++] = v
-      v = (length << 2) | index[lsnAt + stride]!
+      v = lengthFlags
       while (v >= 128) {
         bytes[to++] = (v & 0x7f) | 0x80
         v >>>= 7
       }
       bytes[to++] = v
-      const from = base + index[offsetAt]!
-      if (length <= COPY_LOOP_BYTES_MAX) {
-        // Four bytes at a time, the last ones with some too many: what comes next is put over them.
-        for (let i = 0; i < length; i += 4) view.setInt32(to + i, view.getInt32(from + i, true), true)
-      } else {
-        this.#native.copy(this.#native, to, from, from + length)
-      }
-      to += length
-      payload += length
+      if (length > COPY_LOOP_BYTES_MAX) this.#native.copy(this.#native, to, from, from + length)
+      else if (length >= 8) {
+        // Eight bytes at a time (numbers of the machine's words to the compiler), the last ones once more with some before.
+        const last = length - 8
+        for (let i = 0; i < last; i += 8) view.setBigInt64(to + i, view.getBigInt64(from + i, true), true)
+        view.setBigInt64(to + last, view.getBigInt64(from + last, true), true)
+      } else for (let i = 0; i < length; i++) bytes[to + i] = bytes[from + i]!
+      pages[page + NEXT_AT] = to + length - rangeAt
     }
-    return payload
   }
 }
 

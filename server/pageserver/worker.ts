@@ -61,7 +61,6 @@ const historyReader = new HistoryReader(arenas, layerFiles)
 
 const rangeWriter = new RangeWriter(arenas)
 const indexers = new Map<number, ChunkIndexer>()
-let scratch = new Uint32Array(1 << 20)
 
 function indexerFor(innodbPageSize: number): ChunkIndexer {
   let indexer = indexers.get(innodbPageSize)
@@ -98,19 +97,12 @@ export type IndexRangeResult =
 /** Verifies and indexes a range of redo and puts what it has for each page into an arena. */
 export const indexRange = task((input: IndexRangeInput): IndexRangeResult => {
   const indexer = indexerFor(input.innodbPageSize)
-  for (;;) {
-    const end = input.at + input.bytes
-    const found = indexer.index(arenas.region.bytes, input.at, end, input.begin, scratch, input.at)
-    if (found.status === 'region-too-small') {
-      scratch = new Uint32Array(Math.ceil(found.words * 1.25))
-      continue
-    }
-    const bytes = rangeWriter.measure(scratch)
-    const at = arenas.takeTop(input.indexArena, bytes, input.indexBytes)
-    if (at < 0) return { status: 'no-room', bytes }
-    const header = rangeWriter.place(at, input.begin, input.bytes, input.at, scratch)
-    return { status: 'ok', header, events: found.events, mtrs: found.mtrs, records: found.records }
-  }
+  const found = indexer.index(arenas.region.bytes, input.at, input.at + input.bytes, input.begin)
+  const bytes = rangeWriter.rangeBytes(indexer)
+  const at = arenas.takeTop(input.indexArena, bytes, input.indexBytes)
+  if (at < 0) return { status: 'no-room', bytes }
+  const header = rangeWriter.place(at, input.begin, input.bytes, input.at, indexer)
+  return { status: 'ok', header, events: found.events, mtrs: found.mtrs, records: found.records }
 })
 
 export interface MakePagesInput {

@@ -25,7 +25,6 @@ class PlainFollower {
   readonly #ring: Uint8Array
   readonly #scanner = new MtrScanner()
   readonly #indexer = new ChunkIndexer()
-  readonly #region = new Uint32Array(1 << 22)
 
   constructor(path: string) {
     this.#fd = openSync(path, 'r')
@@ -45,9 +44,9 @@ class PlainFollower {
     if (first < ring.length) readSync(this.#fd, ring, first, ring.length - first, LOG_START_OFFSET)
     const begin = this.position
     const { consumedBytes, mtrs, stop } = this.#scanner.scanRange(ring, 0, ring.length, begin, this.geometry)
-    const result = this.#indexer.index(ring, 0, consumedBytes, begin, this.#region)
-    if (result.status !== 'ok') throw new Error(result.status)
-    const difference = firstDifference(this.#region, referenceIndex(ring, 0, consumedBytes, begin), begin, 0)
+    const result = this.#indexer.index(ring, 0, consumedBytes, begin)
+    const reference = referenceIndex(ring, 0, consumedBytes, begin)
+    const difference = firstDifference(this.#indexer, result, reference, begin, 0)
     if (difference !== undefined) throw new Error(difference)
     for (let at = 0; at < consumedBytes; at = this.#scanner.mtrEnd) {
       this.#scanner.scan(ring, at, consumedBytes, (begin + at) as Lsn, this.geometry)

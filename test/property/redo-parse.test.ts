@@ -17,7 +17,6 @@ import { sealMtr, validMtr, varint } from '../support/redo-builder.ts'
 import { referenceIndex } from '../support/reference-index.ts'
 
 const lsn = (value: number) => value as Lsn
-const region = new Uint32Array(new SharedArrayBuffer(1 << 20))
 const indexer = new ChunkIndexer()
 const scanner = new MtrScanner()
 const log = fc.array(validMtr, { minLength: 1, maxLength: 8 })
@@ -36,10 +35,10 @@ t.test('valid redo: the index equals the reference', async () => {
   fc.assert(
     fc.property(log, fc.integer({ min: 0, max: 2 ** 40 }), fc.nat(20), (mtrs, begin, lead) => {
       const bytes = Buffer.concat([new Uint8Array(lead), ...mtrs])
-      const result = indexer.index(bytes, lead, bytes.length, lsn(begin), region, lead)
-      if (result.status !== 'ok') throw new Error(result.status)
+      const result = indexer.index(bytes, lead, bytes.length, lsn(begin))
       const difference = firstDifference(
-        region,
+        indexer,
+        result,
         referenceIndex(bytes, lead, bytes.length, begin),
         begin,
         lead,
@@ -116,7 +115,7 @@ t.test(
         if (!whole.subarray(0, consumedBytes).equals(bytes.subarray(0, consumedBytes))) return false
         if (consumedBytes === bytes.length) return truncate
         try {
-          indexer.index(bytes, 0, bytes.length, lsn(1), region)
+          indexer.index(bytes, 0, bytes.length, lsn(1))
           return false
         } catch (error) {
           return (
@@ -149,11 +148,9 @@ t.test('any bytes under a right checksum are indexed or refused', async () => {
     fc.property(fc.oneof(recordish, fc.uint8Array({ maxLength: 200 })), records => {
       const bytes = sealMtr(records)
       try {
-        const result = indexer.index(bytes, 0, bytes.length, lsn(1), region)
-        return (
-          result.status === 'ok' &&
-          firstDifference(region, referenceIndex(bytes, 0, bytes.length, 1), 1, 0) === undefined
-        )
+        const result = indexer.index(bytes, 0, bytes.length, lsn(1))
+        const reference = referenceIndex(bytes, 0, bytes.length, 1)
+        return firstDifference(indexer, result, reference, 1, 0) === undefined
       } catch (error) {
         return error instanceof CorruptRedoError
       }

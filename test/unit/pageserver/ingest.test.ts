@@ -1,6 +1,6 @@
 /** Redo through arenas, workers and memtables, without any server around them. */
 import t from 'tap'
-import { ChunkIndexer, ChunkIndexView } from '../../../parser/chunk-index.ts'
+import { ChunkIndexer } from '../../../parser/chunk-index.ts'
 import { MtrScanner } from '../../../parser/mtr-scanner.ts'
 import { RecordType } from '../../../parser/record-decoder.ts'
 import type { Lsn } from '../../../protocol/ids.ts'
@@ -10,6 +10,7 @@ import { Memtable } from '../../../server/pageserver/memtable.ts'
 import { RunCursor } from '../../../server/pageserver/run-index.ts'
 import type { PalimpsestError } from '../../../server/shared/errors.ts'
 import { WorkerPool } from '../../../server/shared/worker-pool.ts'
+import { ChunkIndexView } from '../../support/chunk-index-view.ts'
 import { chunksOf, type GoldenLog, goldenLog, seeded } from '../../support/page-server-rig.ts'
 import { mtr, record } from '../../support/redo-builder.ts'
 
@@ -114,15 +115,9 @@ function expected(log: GoldenLog): { entries: number; bytes: number } {
 }
 
 function countEntries(log: GoldenLog): { entries: number; bytes: number } {
-  const region = new Uint32Array(16 << 20)
-  new ChunkIndexer({ pageBytesMax: log.pageSize }).index(
-    log.bytes,
-    0,
-    log.end - log.begin,
-    log.begin as Lsn,
-    region,
-  )
-  const view = new ChunkIndexView(region)
+  const indexer = new ChunkIndexer({ pageBytesMax: log.pageSize })
+  indexer.index(log.bytes, 0, log.end - log.begin, log.begin as Lsn)
+  const view = new ChunkIndexView(indexer)
   return { entries: view.entryCount, bytes: view.entryLength.reduce((sum, length) => sum + length, 0) }
 }
 

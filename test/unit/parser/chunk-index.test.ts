@@ -1,16 +1,16 @@
 import t from 'tap'
-import { ChunkIndexer, ChunkIndexView } from '../../../parser/chunk-index.ts'
+import { ChunkIndexer } from '../../../parser/chunk-index.ts'
 import { LOG_START_OFFSET, parseLogFileHead } from '../../../parser/log-file.ts'
 import { MtrScanner, ScanResult } from '../../../parser/mtr-scanner.ts'
 import { ExtendedSubtype, RecordType } from '../../../parser/record-decoder.ts'
 import type { Lsn } from '../../../protocol/ids.ts'
+import { ChunkIndexView } from '../../support/chunk-index-view.ts'
 import { firstDifference } from '../../support/compare-index.ts'
 import { mtr, record, varint } from '../../support/redo-builder.ts'
 import { loadGoldenLog, loadVariety, PAGE_SIZE_NAMES } from '../../support/redo-fixtures.ts'
 import { referenceIndex } from '../../support/reference-index.ts'
 
 const lsn = (value: number) => value as Lsn
-const words = (count: number) => new Uint32Array(new SharedArrayBuffer(4 * count))
 const at = (space: number, page: number) => ({ space, page })
 const write = (id: { space: number; page: number } | null, offset = 50) =>
   record(RecordType.WRITE, id, varint(offset), Uint8Array.of(1, 2, 3))
@@ -34,7 +34,6 @@ function chunkEnds(log: Uint8Array, start: number, bytes: number): number[] {
 
 t.test('recorded logs: the same index as the reference, whatever the size of the chunks', async t => {
   const indexer = new ChunkIndexer()
-  const region = words(1 << 22)
   for (const size of ['16k', '64k'] as const)
     for (const chunkBytes of [3000, 65_536, 1 << 20]) {
       const log = loadGoldenLog(size)
@@ -44,11 +43,8 @@ t.test('recorded logs: the same index as the reference, whatever the size of the
       let chunks = 0
       for (const end of chunkEnds(log, start, chunkBytes)) {
         const begin = lsn(firstLsn + start - LOG_START_OFFSET)
-        const result = indexer.index(log, start, end, begin, region)
-        wrong ??=
-          result.status === 'ok'
-            ? firstDifference(region, referenceIndex(log, start, end, begin), begin, 0)
-            : 'small'
+        const result = indexer.index(log, start, end, begin)
+        wrong ??= firstDifference(indexer, result, referenceIndex(log, start, end, begin), begin, start)
         start = end
         chunks++
       }
@@ -58,16 +54,16 @@ t.test('recorded logs: the same index as the reference, whatever the size of the
 
 t.test('every shape of mini-transaction, whole and one at a time', async t => {
   const indexer = new ChunkIndexer({ hashSeed: 12345 })
-  const region = words(1 << 20)
   for (const size of PAGE_SIZE_NAMES) {
     const bytes = loadVariety(size)
-    t.equal(indexer.index(bytes, 0, bytes.length, lsn(999), region).status, 'ok')
-    t.equal(firstDifference(region, referenceIndex(bytes, 0, bytes.length, 999), 999, 0), undefined, size)
+    const result = indexer.index(bytes, 0, bytes.length, lsn(999))
+    const reference = referenceIndex(bytes, 0, bytes.length, 999)
+    t.equal(firstDifference(indexer, result, reference, 999, 0), undefined, size)
     let start = 0
     let wrong: string | undefined
     for (const end of chunkEnds(bytes, 0, 1)) {
-      indexer.index(bytes, start, end, lsn(5), region, start)
-      wrong ??= firstDifference(region, referenceIndex(bytes, start, end, 5), 5, start)
+      const one = indexer.index(bytes, start, end, lsn(5))
+      wrong ??= firstDifference(indexer, one, referenceIndex(bytes, start, end, 5), 5, start)
       start = end
     }
     t.equal(wrong, undefined, `${size}, one at a time`)
@@ -93,10 +89,9 @@ t.test('what an entry is', async t => {
       record(RecordType.WRITE, null, varint(46 - 24), Uint8Array.of(0, 0, 2, 0x80)),
     ]),
   ])
-  const region = words(200)
-  const result = new ChunkIndexer().index(bytes, 0, bytes.length, lsn(1000), region)
-  if (result.status !== 'ok') throw new Error(result.status)
-  t.match(result, { mtrs: 3, records: 13, entries: 7, pages: 4, words: 4 + 4 * 8 + 7 * 4 })
+  const indexer = new ChunkIndexer()
+  const result = indexer.index(bytes, 0, bytes.length, lsn(1000))
+  t.match(result, { mtrs: 3, records: 13, entries: 7, pages: 4 })
   t.same(
     result.events.map(e => [e.kind, e.lsn > 1000]),
     [
@@ -106,27 +101,17 @@ t.test('what an entry is', async t => {
     ],
   )
   t.equal(result.events.at(-1)!.lsn, 1000 + bytes.length)
-  const view = new ChunkIndexView(region)
+  const view = new ChunkIndexView(indexer)
   t.same([...view.pageSpace], [2, 6, 7, 7])
   t.same([...view.pageNumber], [0, 9, 3, 4])
-  t.equal(view.findPage(7, 5), -1)
-  t.equal(view.findPage(0, 0), -1)
-  t.equal(view.lowerBound(3, 0), 1)
-  t.equal(view.lowerBound(8, 0), 4)
 })
 
-t.test('a region that is too small says what it takes, and then works', async t => {
-  const bytes = loadVariety('16k')
+t.test('an empty chunk', async t => {
   const indexer = new ChunkIndexer()
-  const small = indexer.index(bytes, 0, bytes.length, lsn(1), words(100))
-  t.equal(small.status, 'region-too-small')
-  t.equal(indexer.index(bytes, 0, bytes.length, lsn(1), words(small.words - 1)).status, 'region-too-small')
-  t.equal(indexer.index(bytes, 0, bytes.length, lsn(1), words(small.words)).status, 'ok')
-  t.match(
-    indexer.index(bytes, 5, 5, lsn(1), words(4)),
-    { status: 'ok', mtrs: 0, entries: 0, pages: 0 },
-    'an empty chunk',
-  )
+  const bytes = loadVariety('16k')
+  indexer.index(bytes, 0, bytes.length, lsn(1))
+  t.match(indexer.index(bytes, 5, 5, lsn(1)), { mtrs: 0, records: 0, entries: 0, pages: 0, events: [] })
+  t.equal(new ChunkIndexView(indexer).pageCount, 0)
 })
 
 t.test('many pages and many entries: the working memory grows', async t => {
@@ -134,23 +119,18 @@ t.test('many pages and many entries: the working memory grows', async t => {
   for (let i = 0; i < 9000; i++)
     parts.push(mtr([record(RecordType.INIT_PAGE, at(i % 3, i * 7)), write(at(0xfffffff0, 0xfffffff0 - i))]))
   const bytes = Buffer.concat(parts)
-  const region = words(1 << 18)
   const indexer = new ChunkIndexer()
-  t.match(indexer.index(bytes, 0, bytes.length, lsn(1), region), {
-    status: 'ok',
-    entries: 18_000,
-    pages: 18_000,
-  })
-  t.equal(firstDifference(region, referenceIndex(bytes, 0, bytes.length, 1), 1, 0), undefined)
+  const result = indexer.index(bytes, 0, bytes.length, lsn(1))
+  t.match(result, { entries: 18_000, pages: 18_000 })
+  t.equal(firstDifference(indexer, result, referenceIndex(bytes, 0, bytes.length, 1), 1, 0), undefined)
 })
 
 t.test('corruption: nothing but an error with LSN and offset', async t => {
   const good = mtr([write(at(7, 3))])
-  const region = words(1000)
   const indexer = new ChunkIndexer()
   const fails = (bytes: Uint8Array, message: RegExp, name: string) =>
     t.throws(
-      () => indexer.index(bytes, 0, bytes.length, lsn(5000), region),
+      () => indexer.index(bytes, 0, bytes.length, lsn(5000)),
       { name: 'CorruptRedoError', lsn: 5000 + good.length, message },
       name,
     )
@@ -172,13 +152,7 @@ t.test('corruption: nothing but an error with LSN and offset', async t => {
     /file name/,
     'a bad name under a right checksum',
   )
-  t.throws(() => indexer.index(good, 0, good.length + 1, lsn(1), region), RangeError)
-  t.throws(() => indexer.index(good, 5, 4, lsn(1), region), RangeError)
-  t.match(
-    indexer.index(good, 0, good.length, lsn(1), region),
-    { status: 'ok', entries: 1 },
-    'and it goes on working',
-  )
-  region[0] = 1000
-  t.throws(() => new ChunkIndexView(region), RangeError, 'a header that claims too much')
+  t.throws(() => indexer.index(good, 0, good.length + 1, lsn(1)), RangeError)
+  t.throws(() => indexer.index(good, 5, 4, lsn(1)), RangeError)
+  t.match(indexer.index(good, 0, good.length, lsn(1)), { entries: 1 }, 'and it goes on working')
 })

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { EntryFlag, EntryTable, PlainMtrScan } from '../../../parser/entry-table.ts'
+import { ENTRY_WORDS, EntryFlag, EntryTable, EntryWord, PlainMtrScan } from '../../../parser/entry-table.ts'
 import { MtrScanner, ScanResult } from '../../../parser/mtr-scanner.ts'
 import { ExtendedSubtype, RecordCursor, RecordType } from '../../../parser/record-decoder.ts'
 import type { Lsn } from '../../../protocol/ids.ts'
@@ -7,6 +7,7 @@ import { mtr, record, varint } from '../../support/redo-builder.ts'
 import { loadVariety, PAGE_SIZE_NAMES } from '../../support/redo-fixtures.ts'
 
 const page = { space: 200, page: 70_000 }
+const word = (table: EntryTable, entry: number, which: number) => table.words[ENTRY_WORDS * entry + which]!
 const write = (id: { space: number; page: number } | null, offset: number, ...data: number[]) =>
   record(RecordType.WRITE, id, varint(offset), Uint8Array.from(data))
 
@@ -40,8 +41,8 @@ t.test('recorded mini-transactions: nearly all are plain, and then cursor and qu
       // Entries lie one after the other and cover the records.
       let end = at
       for (let e = before; e < table.count; e++) {
-        if (table.start[e] !== end) wrong++
-        end = table.end[e]!
+        if (word(table, e, EntryWord.START) !== end) wrong++
+        end += word(table, e, EntryWord.LENGTH_FLAGS) >>> 2
       }
       if (end !== terminator) wrong++
     }
@@ -85,7 +86,7 @@ t.test('special or wrong: no verdict, nothing in the table', async t => {
   ]
   for (const [name, records] of cases) {
     const table = new EntryTable()
-    table.add(1, 2, 3, 0)
+    table.add(1, 2, 3, 4, 0)
     const bytes = mtr(
       [write(page, 60, 1), ...records].slice(name === 'nothing' || records[0]![0]! >= 0x80 ? 1 : 0),
     )
@@ -111,9 +112,16 @@ t.test('plain ones, to the byte, and only where the terminator is there', async 
   t.equal(plain.scan(bytes, 0, terminator + 1), terminator)
   t.equal(plain.records, 7)
   t.equal(table.count, 4)
-  t.same([...table.page.subarray(0, 4)], [70_000, 0, 4, 5])
-  t.same([...table.flags.subarray(0, 4)], [EntryFlag.INIT_PAGE, 0, EntryFlag.FREE_PAGE, 0])
+  const first = [0, 1, 2, 3]
+  t.same(
+    first.map(e => word(table, e, EntryWord.PAGE)),
+    [70_000, 0, 4, 5],
+  )
+  t.same(
+    first.map(e => word(table, e, EntryWord.LENGTH_FLAGS) & 3),
+    [EntryFlag.INIT_PAGE, 0, EntryFlag.FREE_PAGE, 0],
+  )
   for (let i = 0; i < 2000; i++) plain.scan(bytes, 0, bytes.length)
   t.equal(table.count, 8004, 'the table grows')
-  t.equal(table.page[8003], 5)
+  t.equal(word(table, 8003, EntryWord.PAGE), 5)
 })
