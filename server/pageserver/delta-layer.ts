@@ -2,7 +2,8 @@
  * Writes delta layers: all redo entries of an LSN range, by page and then by LSN.
  *
  * Entries go into a staging block of 64 KiB. When it is full it is compressed and written, so that memory stays at a
- * block, an output buffer and the index that is being made (56 bytes a page). Within a block, consecutive entries of one
+ * block, an output buffer and the index that is being made (56 bytes a page). Where nothing is compressed, blocks gather
+ * to a mebibyte instead: the system then makes larger pieces of its cache and spends a fourth less on them. Within a block, consecutive entries of one
  * page form a *fragment*:
  *
  *     u32 space  u32 page  u32 entries  u32 bytes | MORE   then per entry:
@@ -41,8 +42,12 @@ import { WordTable } from './word-table.ts'
 
 /** Uncompressed size at which a block is closed: large enough for zstd, small enough to be read for one page. */
 export const DELTA_BLOCK_BYTES = 65536
-/** Up to here copying byte by byte beats the call into native code. */
+/** What is written at once where blocks are stored as they are. */
+const GATHER_BYTES = 1 << 20
+/** Up to here copying byte by byte beats the call into native code, … */
 const COPY_LOOP_BYTES_MAX = 24
+/** … and up to here copying eight bytes at a time. */
+const COPY_WORDS_BYTES_MAX = 256
 const ENTRY_HEADER_BYTES_MAX = VARINT_BYTES_MAX + 5
 
 export interface DeltaLayerOptions extends LayerWriterOptions {
@@ -71,7 +76,14 @@ export class DeltaLayerWriter {
   readonly #blocks = new WordTable(BLOCK_COLUMNS)
 
   #stage: Buffer
+  #stageView: DataView
+  /** Where the open block begins in the stage; before it lie blocks that are to be written as they are. */
+  #blockStart = 0
+  /** Where the next byte goes. */
   #fill = 0
+  /** View of what `addEntries` copied from last. */
+  #source: Buffer | undefined
+  #sourceView: DataView = new DataView(new ArrayBuffer(0))
   #blockFirstLsn = 0
   /** Where the open fragment's header lies in the stage, or -1. */
   #fragment = -1
@@ -108,7 +120,8 @@ export class DeltaLayerWriter {
     this.#lsnStart = lsnStart
     this.#lsnEnd = lsnEnd
     this.#blockBytes = blockBytes
-    this.#stage = Buffer.allocUnsafeSlow(blockBytes + 4096)
+    this.#stage = Buffer.allocUnsafeSlow(blockBytes + 4096 + (this.#file.zstdLevel === 0 ? GATHER_BYTES : 0))
+    this.#stageView = new DataView(this.#stage.buffer, this.#stage.byteOffset, this.#stage.length)
   }
 
   get path(): string {
@@ -117,7 +130,7 @@ export class DeltaLayerWriter {
 
   /** About the size of the file if it were finished now, but for the index of pages. */
   get bytesWritten(): number {
-    return this.#file.position + (this.#fill >>> 1)
+    return this.#file.position + this.#blockStart + ((this.#fill - this.#blockStart) >>> 1)
   }
 
   get pages(): number {
@@ -140,7 +153,7 @@ export class DeltaLayerWriter {
     this.#pageBytes = 0
     this.#lastLsn = this.#lsnStart
     // A page that begins near the end of a block would mostly be read with two.
-    if (this.#fill > this.#blockBytes - (this.#blockBytes >>> 3)) this.#flushBlock()
+    if (this.#blockFill > this.#blockBytes - (this.#blockBytes >>> 3)) this.#flushBlock()
   }
 
   /**
@@ -157,11 +170,9 @@ export class DeltaLayerWriter {
       length <= 0
     )
       this.#refuse(lsn, length)
-    let at = this.#fill
-    if (at + length + FRAGMENT_HEADER_BYTES + ENTRY_HEADER_BYTES_MAX > this.#blockBytes) {
+    if (this.#blockFill + length + FRAGMENT_HEADER_BYTES + ENTRY_HEADER_BYTES_MAX > this.#blockBytes)
       this.#makeRoom(length)
-      at = this.#fill
-    }
+    let at = this.#fill
     const init = (flags & ENTRY_FLAG_INIT) !== 0
     if (this.#fragment < 0 || init) at = this.#beginFragment(lsn, init)
     const stage = this.#stage
@@ -205,12 +216,12 @@ export class DeltaLayerWriter {
       const first = lsn + word.value
       const begin = word.end
       const rest = runEnd - begin
-      const room = this.#blockBytes - this.#fill - FRAGMENT_HEADER_BYTES - VARINT_BYTES_MAX
+      const room = this.#blockBytes - this.#blockFill - FRAGMENT_HEADER_BYTES - VARINT_BYTES_MAX
       if (rest <= room) {
         this.#appendEncoded(first, lastLsn, buf, begin, runEnd, left)
         break
       }
-      if (this.#fill > 0 && rest <= this.#blockBytes >>> 3) {
+      if (this.#blockFill > 0 && rest <= this.#blockBytes >>> 3) {
         this.#flushBlock()
         continue
       }
@@ -223,7 +234,7 @@ export class DeltaLayerWriter {
         const stop = word.end + Math.floor(word.value / 4)
         if (stop - begin > room) {
           // Longer than a block: it gets one of its own.
-          if (count > 0 || this.#fill > 0) break
+          if (count > 0 || this.#blockFill > 0) break
           this.#makeRoom(stop - begin)
         }
         count++
@@ -250,8 +261,21 @@ export class DeltaLayerWriter {
     let at = this.#fill
     if (this.#fragment < 0) at = this.#beginFragment(first, false)
     at = putVarint(this.#stage, at, first - this.#previousLsn)
-    buf.copy(this.#stage, at, begin, end)
-    this.#fill = at + end - begin
+    const length = end - begin
+    if (length > COPY_WORDS_BYTES_MAX || length < 8) buf.copy(this.#stage, at, begin, end)
+    else {
+      if (buf !== this.#source) {
+        this.#source = buf
+        this.#sourceView = new DataView(buf.buffer, buf.byteOffset, buf.length)
+      }
+      const from = this.#sourceView
+      const to = this.#stageView
+      const rest = length - 8
+      // The last eight once more with some before.
+      for (let i = 0; i < rest; i += 8) to.setBigInt64(at + i, from.getBigInt64(begin + i, true), true)
+      to.setBigInt64(at + rest, from.getBigInt64(begin + rest, true), true)
+    }
+    this.#fill = at + length
     this.#previousLsn = last
     this.#lastLsn = last
     this.#fragmentEntries += count
@@ -267,26 +291,30 @@ export class DeltaLayerWriter {
 
   /** The entry does not fit what is left: closes the block, and makes the stage larger for a very long entry. */
   #makeRoom(length: number): void {
-    if (this.#fill > 0) this.#flushBlock()
+    if (this.#blockFill > 0) this.#flushBlock()
     const needed = length + FRAGMENT_HEADER_BYTES + ENTRY_HEADER_BYTES_MAX
-    if (needed > this.#stage.length) this.#stage = Buffer.allocUnsafeSlow(needed)
+    if (this.#blockStart + needed <= this.#stage.length) return
+    this.#writeGathered()
+    if (needed <= this.#stage.length) return
+    this.#stage = Buffer.allocUnsafeSlow(needed)
+    this.#stageView = new DataView(this.#stage.buffer, this.#stage.byteOffset, this.#stage.length)
   }
 
   #beginFragment(lsn: number, init: boolean): number {
     if (!this.#pageBegun && this.#space < 0) throw internalError(`${this.path}: addEntry before beginPage`)
     this.#endFragment(true)
     const at = this.#fill
-    if (at === 0) this.#blockFirstLsn = lsn
+    if (at === this.#blockStart) this.#blockFirstLsn = lsn
     if (this.#pageEntries === 0) {
       this.#pageBegun = true
       this.#pageBlock = this.#blocks.rows
-      this.#pageOffset = at
+      this.#pageOffset = at - this.#blockStart
       this.#firstLsn = lsn
     }
     if (init) {
       this.#initLsn = lsn
       this.#initBlock = this.#blocks.rows
-      this.#initOffset = at
+      this.#initOffset = at - this.#blockStart
     }
     this.#stage.writeUInt32LE(this.#space, at)
     this.#stage.writeUInt32LE(this.#page, at + 4)
@@ -327,24 +355,41 @@ export class DeltaLayerWriter {
     words[row + DeltaColumn.INIT_OFFSET] = this.#initLsn > 0 ? this.#initOffset : 0
   }
 
+  get #blockFill(): number {
+    return this.#fill - this.#blockStart
+  }
+
   /** Called between entries; the page under way goes on in the next block. */
   #flushBlock(): void {
-    if (this.#fill === 0) return
+    if (this.#blockFill === 0) return
     this.#endFragment(true)
-    const raw = this.#stage.subarray(0, this.#fill)
+    const raw = this.#stage.subarray(this.#blockStart, this.#fill)
     const level = this.#file.zstdLevel
     const packed = level === 0 ? raw : zstdCompress(raw, level)
     const pays = packed.length < raw.length
     const stored = pays ? packed : raw
     const row = this.#blocks.add()
     const words = this.#blocks.words
-    this.#blocks.set64(row + BlockColumn.OFFSET_LOW, this.#file.position)
+    this.#blocks.set64(row + BlockColumn.OFFSET_LOW, this.#file.position + this.#blockStart)
     words[row + BlockColumn.STORED_BYTES] = stored.length
     words[row + BlockColumn.RAW_BYTES] = raw.length
     words[row + BlockColumn.ENCODING] = pays ? Encoding.ZSTD : Encoding.RAW
     words[row + BlockColumn.CRC] = crc32c(stored, 0, stored.length)
     this.#blocks.set64(row + BlockColumn.FIRST_LSN_LOW, this.#blockFirstLsn)
-    this.#file.append(stored, 0, stored.length)
+    if (level === 0) {
+      this.#blockStart = this.#fill
+      if (this.#blockStart + this.#blockBytes > this.#stage.length) this.#writeGathered()
+    } else {
+      this.#file.append(stored, 0, stored.length)
+      this.#fill = this.#blockStart
+    }
+  }
+
+  /** Between blocks: writes those that wait in the stage. */
+  #writeGathered(): void {
+    if (this.#blockStart === 0) return
+    this.#file.append(this.#stage, 0, this.#blockStart)
+    this.#blockStart = 0
     this.#fill = 0
   }
 
@@ -352,6 +397,7 @@ export class DeltaLayerWriter {
   finish(extras: LayerExtras = {}): LayerSummary {
     this.#endPage()
     this.#flushBlock()
+    this.#writeGathered()
     const pages = this.#pages.rows
     this.#file.addSection(SectionKind.PAGES, this.#pages.columns())
     this.#file.addSection(SectionKind.BLOCKS, this.#blocks.columns())
