@@ -23,6 +23,7 @@ import { zstdCompress, zstdDecompress } from '../shared/zstd.ts'
 import { Encoding } from './layer-format.ts'
 import { type Manifest, type ManifestStore, timelineKeys } from './manifest.ts'
 import { openSealedObject, sealObject } from './sealed-object.ts'
+import { Turns } from './turns.ts'
 import { ByteReader, ByteWriter } from './varint.ts'
 
 export const FILE_CHUNK_BYTES = 256 << 10
@@ -96,7 +97,7 @@ export class CapturedFiles {
   readonly #uploads = new Map<string, Upload>()
   /** Not yet saved, in the order in which they came. */
   #unsaved: { path: string; version: StoredVersion }[] = []
-  #saving: Promise<void> = Promise.resolve()
+  readonly #saves = new Turns()
 
   /** `ancestors`: timelines whose chunks may be referred to as well, the nearest first. */
   constructor(store: ObjectStore, timeline: TimelineId, ancestors: readonly TimelineId[] = []) {
@@ -327,10 +328,7 @@ export class CapturedFiles {
    * carried out one after the other; one that finds nothing new does nothing.
    */
   save(manifests: ManifestStore): Promise<void> {
-    const run = () => this.#save(manifests)
-    const result = this.#saving.then(run, run)
-    this.#saving = result.catch(() => {})
-    return result
+    return this.#saves.run(() => this.#save(manifests))
   }
 
   async #save(manifests: ManifestStore): Promise<void> {
@@ -347,7 +345,8 @@ export class CapturedFiles {
     await manifests.update(current => ({ ...current, files: whole ? [entry] : [...current.files, entry] }))
     // Others may have been added meanwhile; they came behind.
     this.#unsaved.splice(0, fresh.length)
-    if (whole) for (const replaced of files) await this.#store.delete(replaced.key)
+    // What cannot be deleted now is an orphan, which the next start removes; the files are safe all the same.
+    if (whole) for (const replaced of files) await this.#store.delete(replaced.key).catch(() => {})
   }
 
   /** All versions up to and including `lsn`, as an object of the index that a branch begins with. */

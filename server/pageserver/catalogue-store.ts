@@ -24,7 +24,8 @@ export const CATALOGUE_SNAPSHOT_LAYERS = 32
 export function catalogueSnapshotDue(manifest: Manifest): boolean {
   const since = manifest.catalogue?.lsn ?? -1
   let layers = 0
-  for (const layer of manifest.layers) if (layer.lsnEnd > since) layers++
+  // One could not have the events of what ends later: it is of the durable LSN.
+  for (const { lsnEnd } of manifest.layers) if (lsnEnd > since && lsnEnd <= manifest.durableLsn) layers++
   return layers >= CATALOGUE_SNAPSHOT_LAYERS
 }
 
@@ -33,27 +34,33 @@ export function sealCatalogue(catalogue: Catalogue, lsn: Lsn): Buffer {
   return sealObject(MAGIC, FORMAT_VERSION, catalogue.encode(lsn))
 }
 
-/** Saves all that the catalogue knows up to `lsn`. */
-export async function saveCatalogue(
+/**
+ * Saves all that the catalogue knows up to `lsn`. One after the other, or a snapshot from before an import ended could take
+ * the place of the one after it.
+ */
+export function saveCatalogue(
   store: ObjectStore,
   manifests: ManifestStore,
   catalogue: Catalogue,
   lsn: Lsn,
 ): Promise<void> {
-  const key = manifests.objectKey(`catalogue-${lsn}`)
-  const sealed = sealCatalogue(catalogue, lsn)
-  await store.putIfAbsent(key, sealed)
-  let replaced: string | undefined
-  await manifests.update(current => {
-    // Saved concurrently up to a later LSN: that one stays.
-    if (current.catalogue !== null && current.catalogue.lsn > lsn) {
-      replaced = key
-      return current
-    }
-    replaced = current.catalogue?.key
-    return { ...current, catalogue: { key, bytes: sealed.length, lsn } }
+  return manifests.catalogueTurns.run(async () => {
+    const key = manifests.objectKey(`catalogue-${lsn}`)
+    const sealed = sealCatalogue(catalogue, lsn)
+    await store.putIfAbsent(key, sealed)
+    let replaced: string | undefined
+    await manifests.update(current => {
+      // Saved before up to a later LSN: that one stays.
+      if (current.catalogue !== null && current.catalogue.lsn > lsn) {
+        replaced = key
+        return current
+      }
+      replaced = current.catalogue?.key
+      return { ...current, catalogue: { key, bytes: sealed.length, lsn } }
+    })
+    // What cannot be deleted now is an orphan, which the next start removes.
+    if (replaced !== undefined) await store.delete(replaced).catch(() => {})
   })
-  if (replaced !== undefined) await store.delete(replaced)
 }
 
 /** The catalogue as of the end of all layers. `readEvents` gives what a layer's catalogue section has. */

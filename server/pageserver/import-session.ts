@@ -15,6 +15,7 @@ import { saveCatalogue } from './catalogue-store.ts'
 import { closeGaps } from './core/gaps.ts'
 import { type LayerEntry, layerEntry } from './manifest.ts'
 import type { Timeline } from './timeline.ts'
+import { Turns } from './turns.ts'
 
 const SPOOL_BYTES = 64 << 20
 /** Spools that wait for a worker; beyond that the sender waits. */
@@ -50,7 +51,7 @@ export class ImportSession {
   readonly #inWork = new Set<Promise<void>>()
   #failure: unknown
   /** Requests are carried out in the order in which they came. */
-  #turn: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
   pages = 0
   lastUsedMs: number
 
@@ -69,12 +70,10 @@ export class ImportSession {
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
     this.lastUsedMs = this.timeline.env.nowMs()
-    const result = this.#turn.then(() => {
+    return this.#turns.run(async () => {
       if (this.#failure !== undefined) throw this.#failure
       return work()
     })
-    this.#turn = result.catch(() => {})
-    return result
   }
 
   addSpace(message: ImportSpace): Promise<void> {
@@ -210,7 +209,7 @@ export class ImportSession {
   /** Gives the import up; what it stored is removed at the next start. */
   async abort(): Promise<void> {
     this.#failure ??= invalidError(`import ${this.id} was given up`)
-    await this.#turn.catch(() => {})
+    await this.#turns.done()
     await Promise.all(this.#inWork)
     const spool = this.#spool
     this.#spool = undefined
@@ -251,7 +250,7 @@ export class ImportSessions {
     if (kind === 'full' && timeline.state === 'importing' && startLsn !== first)
       throw invalidError(`the first import must be as of the LSN at which the timeline begins, ${first}`)
     // Ids are not to be confused with those of the process before.
-    const id = (this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)
+    const id = ((this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)) >>> 0
     const session = new ImportSession(id, timeline, startLsn, kind, owner)
     this.#sessions.set(id, session)
     if (kind === 'partial')

@@ -20,6 +20,7 @@ import { corruptError, internalError, PalimpsestError } from '../shared/errors.t
 import { isObjectKey, type ObjectStore } from '../shared/object-store.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerKind } from './layer-format.ts'
+import { Turns } from './turns.ts'
 
 export const MANIFEST_FORMAT_VERSION = 1
 const MAGIC = 'PLPSMANI'
@@ -201,7 +202,9 @@ export class ManifestStore {
   readonly #store: ObjectStore
   readonly #cas: CasObject
   #current: Manifest
-  #queue: Promise<unknown> = Promise.resolve()
+  readonly #updates = new Turns()
+  /** For catalogue-store.ts: snapshots are saved one after the other. */
+  readonly catalogueTurns = new Turns()
   #fenced: PalimpsestError | undefined
   /** Told once, whoever's commit it was that lost. */
   onFenced: (error: PalimpsestError) => void = () => {}
@@ -299,7 +302,7 @@ export class ManifestStore {
    * may be tried again.
    */
   update(change: (current: Manifest) => Manifest): Promise<Manifest> {
-    const run = async (): Promise<Manifest> => {
+    return this.#updates.run(async () => {
       if (this.#fenced !== undefined) throw this.#fenced
       const next = change(this.#current)
       this.#check(next)
@@ -314,10 +317,7 @@ export class ManifestStore {
       }
       this.#current = next
       return next
-    }
-    const result = this.#queue.then(run, run)
-    this.#queue = result.catch(() => {})
-    return result
+    })
   }
 
   /** What no change may do, whatever else it does. */
