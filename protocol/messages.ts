@@ -24,6 +24,7 @@ export * from './messages-common.ts'
 export * from './messages-import.ts'
 export * from './messages-page.ts'
 export * from './messages-peer.ts'
+export * from './messages-repair.ts'
 export * from './messages-timeline.ts'
 export * from './messages-wal.ts'
 

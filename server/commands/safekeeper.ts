@@ -3,6 +3,7 @@ import { type Command, InvalidArgumentError } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { BACKUP_INTERVAL_MS_DEFAULT } from '../safekeeper/backup.ts'
 import { workerPackRunner } from '../safekeeper/log/pack-pool.ts'
+import { SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_EVERY_MS_DEFAULT } from '../safekeeper/log/scrub.ts'
 import { NODE_NAME_DEFAULT, startSafekeeper } from '../safekeeper/safekeeper.ts'
 import { countBuffersInHeapLimit } from '../shared/heap-limits.ts'
 import { meteredDisk } from '../shared/metered-disk.ts'
@@ -19,6 +20,7 @@ interface SafekeeperCommandOptions extends ServeOptions, S3CommandOptions {
   join?: Address[]
   advertise?: Address
   zone?: string
+  scrubRate: number
 }
 
 export function registerSafekeeper(program: Command): void {
@@ -65,6 +67,12 @@ export function registerSafekeeper(program: Command): void {
         'committed redo waits at most so long for its backup',
         secondsArgument,
         BACKUP_INTERVAL_MS_DEFAULT / 1000,
+      )
+      .option(
+        '--scrub-rate <MIB/S>',
+        'the log on disk is read again and again at this speed, at most once in 6 hours, to find damage while others can repair it; 0: it is not',
+        scrubRateArgument,
+        SCRUB_BYTES_PER_SECOND_DEFAULT / 1024 / 1024,
       ),
   )
   command.action((options: SafekeeperCommandOptions) => {
@@ -97,6 +105,7 @@ export function registerSafekeeper(program: Command): void {
         disk: meteredDisk(nodeDisk, metrics),
         packs: workerPackRunner(),
         metrics,
+        scrub: { bytesPerSecond: options.scrubRate * 1024 * 1024, everyMs: SCRUB_EVERY_MS_DEFAULT },
         backup: backup && { store: backup.store, intervalMs: options.backupInterval * 1000 },
       })
       watch.readiness.add('cell', () => safekeeper.node.unready)
@@ -107,6 +116,13 @@ export function registerSafekeeper(program: Command): void {
 
 async function openBackup(where: string, options: S3CommandOptions): Promise<{ store: ObjectStore | null }> {
   return { store: where === 'none' ? null : await openStoreAt(where, options) }
+}
+
+function scrubRateArgument(text: string): number {
+  const rate = Number(text)
+  if (text.trim() === '' || !(rate >= 0 && rate <= 10_000))
+    throw new InvalidArgumentError(`"${text}" is not 0 to 10000 MiB/s.`)
+  return rate
 }
 
 function secondsArgument(text: string): number {

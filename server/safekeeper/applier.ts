@@ -2,8 +2,9 @@
  * Applies what is committed to the cell's state, each entry once and in order: from memory where it can, else from disk. Tells those
  * that wait for an index to be applied.
  */
-import { toPalimpsestError } from '../shared/errors.ts'
+import { PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
+import type { Clock } from '../shared/seams.ts'
 import type { Applied, CellState } from './cell-state.ts'
 import type { LogIndex } from './core/types.ts'
 import type { EntryCache } from './entry-cache.ts'
@@ -11,12 +12,14 @@ import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
 
 const READ_BYTES = 4 * 1024 * 1024
+const AGAIN_MS = 200
 
 export interface ApplierOptions {
   readonly log: CellLog
   readonly cache: EntryCache
   readonly logger: Log
   readonly state: CellState
+  readonly clock: Clock
   /** After each entry, in order. */
   readonly onApplied: (entry: LogEntry, result: Applied) => void
   readonly onFatal: (error: Error) => void
@@ -93,7 +96,7 @@ export class Applier {
     try {
       while (this.state_.last.index < this.commit_ && !this.stopped) {
         const from = (this.state_.last.index + 1) as LogIndex
-        const entries = await this.options.log.read(from, this.commit_, READ_BYTES)
+        const entries = await this.read(from)
         // A snapshot may have been installed meanwhile.
         for (const entry of entries) if (entry.index === this.state_.last.index + 1) this.apply(entry)
         this.wake()
@@ -105,6 +108,19 @@ export class Applier {
       this.reading = false
     }
     this.applyCommitted()
+  }
+
+  /** None: what is damaged on this disk could not be had elsewhere either; it is worth asking again. */
+  private async read(from: LogIndex): Promise<LogEntry[]> {
+    const { log, clock, logger } = this.options
+    try {
+      return await log.read(from, this.commit_, READ_BYTES)
+    } catch (error) {
+      if (!(error instanceof PalimpsestError) || error.kind !== 'retry') throw error
+      logger.debug({ err: error }, 'what is committed cannot be applied yet')
+      await clock.sleep(AGAIN_MS)
+      return []
+    }
   }
 
   private apply(entry: LogEntry): void {

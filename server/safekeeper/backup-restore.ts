@@ -51,7 +51,8 @@ async function loadBase(store: ObjectStore, { base }: BackupManifest): Promise<C
   return state
 }
 
-async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGenerator<LogEntry> {
+/** The entries of a pack of the backup, each checked. Throws kind corrupt. */
+export async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGenerator<LogEntry> {
   const bytes = await store.get(pack.key)
   const where = `${pack.key} in ${store.description}`
   if (bytes === undefined) throw corruptError(`${where} is missing`)

@@ -27,6 +27,10 @@ export function cellService(node: CellNode): Service {
         ctx.reply({ type: MessageType.Ok })
       },
       [MessageType.PeerSubscribe]: ({ message }, ctx) => node.peers.subscribed(message, ctx),
+      [MessageType.PeerFetch]: async ({ message }, ctx) => {
+        const { reply, payloads } = await node.fetched(message)
+        ctx.reply(reply, { bulk: payloads })
+      },
       [MessageType.CellStatus]: (_, ctx) => ctx.reply(node.status()),
       [MessageType.MemberAdd]: lead((members, { name, address }) => members.add(name, address)),
       [MessageType.MemberRemove]: lead((members, { name }) => members.remove(name)),

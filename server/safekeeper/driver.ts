@@ -66,6 +66,8 @@ export interface DriverOptions {
   readonly events: DriverEvents
   /** Newest snapshot that a member may be sent: no redo that is needed lies at or below its index. */
   readonly snapshotToSend: () => Promise<{ last: EntryId; bytes: Uint8Array }>
+  /** As leader, this node could not read what a member needs. */
+  readonly onUnreadable?: ((peer: NodeId) => void) | undefined
   /** Before the log is emptied in favour of this snapshot: it is durable when it resolves. */
   readonly keepSnapshot: (last: EntryId, bytes: Uint8Array) => Promise<void>
   /** Nothing this node says can be trusted any more: ends the process. */
@@ -121,6 +123,7 @@ export class Driver {
       cache: this.cache,
       logger: options.logger,
       state: options.state,
+      clock: options.clock,
       onApplied: (entry, result) => {
         options.events.onApplied(entry, result)
         this.proposals.applied(entry, result)
@@ -141,6 +144,7 @@ export class Driver {
       isLeading: term => this.role_ === 'leader' && this.term_ === term,
       snapshotToSend: options.snapshotToSend,
       onLost: peer => this.dispatch({ type: 'peerLost', peer }),
+      onUnreadable: peer => options.onUnreadable?.(peer),
     })
     this.log.onFlushed = () => {
       if (this.blocked || this.stepping) this.flushedMeanwhile = true

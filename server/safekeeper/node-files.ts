@@ -2,9 +2,10 @@
  * The small files of a node, beside its log: who it is (`node.json`), its term and vote (`vote.json`), and snapshots of
  * the cell's state (`snapshot-<index>.json`). Each is one line of JSON and a line with its CRC-32C in hexadecimal.
  *
- * node.json and the snapshots are replaced as a whole: written beside, synced, renamed, folder synced. vote.json has two
- * places of 4096 bytes that are written by turns and made when the folder is, so that a vote needs no new space on a
- * disk that is full, and one sync. The place with the higher number counts; a torn one is the newer and was told nobody.
+ * node.json and the snapshots are replaced as a whole: written beside, synced, renamed, folder synced; node.json also has a copy,
+ * written before it. vote.json has two places of 4096 bytes, made when the folder is, so that a vote needs no new space on a disk
+ * that is full. Each vote is written to the first, synced, then to the second, synced: so what was said to anyone is in both, and
+ * one place that is torn or has rotted hides nothing.
  */
 import { join } from 'node:path'
 import { z } from 'zod'
@@ -15,6 +16,7 @@ import { CellState } from './cell-state.ts'
 import type { HardState, LogIndex, NodeId, Term } from './core/types.ts'
 
 const NODE_NAME = 'node.json'
+const NODE_COPY_NAME = 'node-copy.json'
 const VOTE_NAME = 'vote.json'
 const VOTE_PLACE_BYTES = 4096
 const SNAPSHOT = /^snapshot-([0-9]{1,16})\.json$/
@@ -40,6 +42,20 @@ const voteSchema = z.object({
   votedFor: nodeId.nullable(),
 })
 
+type VoteLine = z.output<typeof voteSchema>
+
+function newest(places: readonly (VoteLine | Error | undefined)[]): VoteLine | undefined {
+  let best: VoteLine | undefined
+  for (const place of places)
+    if (place !== undefined && !(place instanceof Error) && place.number > (best?.number ?? 0)) best = place
+  return best
+}
+
+function isEven([first, second]: readonly (VoteLine | Error | undefined)[]): boolean {
+  if (first instanceof Error || second instanceof Error) return false
+  return first?.number === second?.number
+}
+
 export function nameOf(id: NodeId): string {
   return id.slice(0, id.lastIndexOf('.'))
 }
@@ -49,15 +65,35 @@ export class NodeFiles {
   readonly dir: string
   private voteFile: DiskFile | undefined
   private voteNumber = 0
+  private vote: HardState | undefined
+  private node: NodeFile | undefined
+  private turn: Promise<unknown> = Promise.resolve()
 
   constructor(disk: Disk, dir: string) {
     this.disk = disk
     this.dir = dir
   }
 
-  /** Who this node is; undefined in an empty folder. Throws kind corrupt. */
+  /** Who this node is; undefined in an empty folder. Throws kind corrupt if neither node.json nor its copy can be read. */
   async loadNode(): Promise<NodeFile | undefined> {
-    const path = join(this.dir, NODE_NAME)
+    let failure: unknown
+    for (const name of [NODE_NAME, NODE_COPY_NAME]) {
+      try {
+        const node = await this.readNode(name)
+        if (node === undefined) continue
+        this.node = node
+        if (name === NODE_COPY_NAME) await this.replace(NODE_NAME, encodeNode(node))
+        return node
+      } catch (error) {
+        failure ??= error
+      }
+    }
+    if (failure !== undefined) throw failure
+    return undefined
+  }
+
+  private async readNode(name: string): Promise<NodeFile | undefined> {
+    const path = join(this.dir, name)
     if (!(await this.disk.exists(path))) return undefined
     const parsed = nodeSchema.safeParse(parseLine(path, await this.disk.readFile(path)))
     if (!parsed.success) throw damaged(path, z.prettifyError(parsed.error))
@@ -65,8 +101,33 @@ export class NodeFiles {
   }
 
   /** Durable when it resolves. */
-  async saveNode(node: NodeFile): Promise<void> {
-    await this.replace(NODE_NAME, Buffer.from(JSON.stringify(node)))
+  saveNode(node: NodeFile): Promise<void> {
+    return this.exclusive(async () => {
+      this.node = node
+      for (const name of [NODE_COPY_NAME, NODE_NAME]) await this.replace(name, encodeNode(node))
+    })
+  }
+
+  /** Writes node.json or its copy anew if it does not read back. Returns their names. */
+  checkNode(): Promise<string[]> {
+    return this.exclusive(async () => {
+      const repaired: string[] = []
+      const { node } = this
+      if (node === undefined) return repaired
+      for (const name of [NODE_COPY_NAME, NODE_NAME]) {
+        const found = await this.readNode(name).catch(() => undefined)
+        if (JSON.stringify(found) === JSON.stringify(nodeSchema.parse(node))) continue
+        await this.replace(name, encodeNode(node))
+        repaired.push(name)
+      }
+      return repaired
+    })
+  }
+
+  private exclusive<T>(run: () => Promise<T>): Promise<T> {
+    const result = this.turn.then(run)
+    this.turn = result.catch(() => {})
+    return result
   }
 
   /** Makes vote.json, without a vote; before the node says anything to anyone. */
@@ -83,38 +144,49 @@ export class NodeFiles {
     await this.disk.syncDir(this.dir)
   }
 
-  /** Throws kind corrupt where neither place can be read: the node might vote twice. */
+  /**
+   * Throws kind corrupt where neither place can be read: the node might vote twice. Writes both anew where they differ, so that the next
+   * damage does not meet a single copy.
+   */
   async loadVote(): Promise<HardState> {
+    const places = await this.readVotes()
+    const [first, second] = places
+    // One that was never written beside one that is torn: the very first write was cut, and told nobody.
+    const isFirstCut = first instanceof Error && second === undefined
+    const best = newest(places)
+    if (best === undefined && !isFirstCut) for (const place of places) if (place instanceof Error) throw place
+    this.voteNumber = best?.number ?? 0
+    const vote = { term: (best?.term ?? 0) as Term, votedFor: best?.votedFor ?? undefined }
+    this.vote = vote
+    if (!isEven(places) && best !== undefined) await this.saveVote(vote)
+    return vote
+  }
+
+  /** Of each place: what is there, undefined if it was never written, or why it cannot be read. */
+  private async readVotes(): Promise<(VoteLine | Error | undefined)[]> {
     const path = join(this.dir, VOTE_NAME)
     const bytes = await this.disk.readFile(path).catch(error => {
       throw damaged(path, `cannot be read (${(error as NodeJS.ErrnoException).code})`)
     })
     if (bytes.length !== 2 * VOTE_PLACE_BYTES) throw damaged(path, `${bytes.length} bytes long`)
-    let best: z.output<typeof voteSchema> | undefined
-    let torn = ''
-    for (let place = 0; place < 2; place++) {
+    return [0, 1].map(place => {
       const part = bytes.subarray(place * VOTE_PLACE_BYTES, (place + 1) * VOTE_PLACE_BYTES)
-      if (part.every(byte => byte === 0x20)) continue
+      if (part.every(byte => byte === 0x20)) return undefined
       try {
         const parsed = voteSchema.safeParse(parseLine(path, part))
-        if (!parsed.success) throw damaged(path, z.prettifyError(parsed.error))
-        if (best === undefined || parsed.data.number > best.number) best = parsed.data
+        return parsed.success ? parsed.data : damaged(path, z.prettifyError(parsed.error))
       } catch (error) {
-        torn = (error as Error).message
+        return error as Error
       }
-    }
-    // One torn place beside a whole one is the write that a crash cut. Torn and never written: the first one was cut.
-    if (best === undefined && torn !== '' && !bytes.subarray(VOTE_PLACE_BYTES).every(byte => byte === 0x20))
-      throw damaged(path, torn)
-    this.voteNumber = best?.number ?? 0
-    return {
-      term: (best?.term ?? 0) as Term,
-      votedFor: best?.votedFor ?? undefined,
-    }
+    })
   }
 
-  /** Durable when it resolves. One at a time. Needs no new space. */
-  async saveVote(state: HardState): Promise<void> {
+  /** Durable, twice, when it resolves. One at a time. Needs no new space. */
+  saveVote(state: HardState): Promise<void> {
+    return this.exclusive(() => this.writeVote(state))
+  }
+
+  private async writeVote(state: HardState): Promise<void> {
     this.voteFile ??= await this.disk.open(join(this.dir, VOTE_NAME), 'write')
     const number = ++this.voteNumber
     const line = JSON.stringify({
@@ -125,8 +197,31 @@ export class NodeFiles {
     })
     const place = Buffer.alloc(VOTE_PLACE_BYTES, ' ')
     encodeLine(Buffer.from(line)).copy(place)
-    await this.voteFile.write([place], ((number - 1) % 2) * VOTE_PLACE_BYTES)
-    await this.voteFile.datasync()
+    for (const at of [0, VOTE_PLACE_BYTES]) {
+      await this.voteFile.write([place], at)
+      await this.voteFile.datasync()
+    }
+    this.vote = state
+  }
+
+  /** Writes vote.json anew if one of its places does not read back. Returns whether that was so. What fails must end the process. */
+  checkVote(): Promise<boolean> {
+    return this.exclusive(async () => {
+      const { vote } = this
+      if (vote === undefined) return false
+      const places = await this.readVotes().catch(() => [undefined, undefined])
+      const isRight = places.every(
+        place =>
+          place !== undefined &&
+          !(place instanceof Error) &&
+          place.number === this.voteNumber &&
+          place.term === vote.term &&
+          (place.votedFor ?? undefined) === vote.votedFor,
+      )
+      if (isRight || this.voteNumber === 0) return false
+      await this.writeVote(vote)
+      return true
+    })
   }
 
   /** Indexes of the snapshots that are there, ascending. What a crash left half-done is removed. */
@@ -182,9 +277,14 @@ export class NodeFiles {
   }
 
   async close(): Promise<void> {
+    await this.turn
     await this.voteFile?.close()
     this.voteFile = undefined
   }
+}
+
+function encodeNode(node: NodeFile): Buffer {
+  return Buffer.from(JSON.stringify(node))
 }
 
 function encodeLine(line: Uint8Array): Buffer {

@@ -44,6 +44,24 @@ export class NodeMetrics {
       },
     )
     part.sampledGauge('disk_bytes', 'bytes of the log on disk', [], put => put(node.status().diskBytes))
+    part.sampledCounter('log_scrubbed_bytes_total', 'bytes of the log read to look for damage', [], put =>
+      put(node.logStats?.scrubbedBytes ?? 0),
+    )
+    part.sampledCounter('log_scrub_passes_total', 'times that the whole log was looked through', [], put =>
+      put(node.logStats?.scrubPasses ?? 0),
+    )
+    part.sampledCounter('log_damages_found_total', 'files of the log that did not read back', [], put =>
+      put(node.logStats?.damagesFound ?? 0),
+    )
+    part.sampledCounter('log_damages_repaired_total', 'files of the log that were repaired', [], put =>
+      put(node.logStats?.damagesRepaired ?? 0),
+    )
+    part.sampledGauge('log_damaged_files', 'files of the log that do not read back at present', [], put =>
+      put(node.logStats?.damagedFiles ?? 0),
+    )
+    part.sampledCounter('small_files_repaired_total', 'damaged small files written anew', [], put =>
+      put(node.logStats?.smallFilesRepaired ?? 0),
+    )
     part.sampledGauge('read_only_nodes', '1 while this node takes no appends: its disk is full', [], put =>
       put(node.status().writable ? 0 : 1),
     )

@@ -10,6 +10,8 @@ import {
   type CellStatusReply,
   type Message,
   MessageType,
+  type PeerFetch,
+  type PeerFetched,
   type PeerHelloReply,
   type PeerNode,
   type ReplyMessage,
@@ -31,13 +33,16 @@ import { createCore } from './core/consensus.ts'
 import type { CoreTiming, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
 import { Driver } from './driver.ts'
 import { Forwarder } from './forward.ts'
-import { CellLog } from './log/cell-log.ts'
+import { CellLog, type CellLogStats } from './log/cell-log.ts'
 import type { PackRunner } from './log/packer.ts'
+import { SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_EVERY_MS_DEFAULT } from './log/scrub.ts'
 import { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
 import { openNodeLog } from './node-log.ts'
 import { NodeMetrics } from './node-metrics.ts'
+import { NodeRepair } from './node-repair.ts'
 import { Peers } from './peers.ts'
+import { answerFetch } from './repair-sources.ts'
 import { Snapshots } from './snapshots.ts'
 
 /** Frames among peers: an entry of the largest frame that a client may send, and its header. */
@@ -80,6 +85,8 @@ export interface CellNodeOptions {
   readonly metrics: MetricsPart | undefined
   /** Where the cell's log is kept as well; store null: nowhere any more; undefined: as it was, by others. */
   readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs: number } | undefined
+  /** How the log is looked through for damage; 8 MiB/s, every 6 hours at most, unless told. */
+  readonly scrub?: { readonly bytesPerSecond: number; readonly everyMs: number } | undefined
   readonly onFatal: (error: Error) => void
 }
 
@@ -93,6 +100,7 @@ interface Member {
   readonly members: Members
   readonly snapshots: Snapshots
   readonly backup: Backup | undefined
+  readonly repair: NodeRepair
 }
 
 export class CellNode {
@@ -237,8 +245,9 @@ export class CellNode {
     const { cellId, seed } = node
     const seedMembership: Membership = { voters: seed.map(({ nodeId }) => nodeId), learners: [] }
     let { recovering } = node
-    const { log, start, state, kept } = await openNodeLog({
+    const { log, start, state, kept, lostOldest } = await openNodeLog({
       files,
+      isRecovering: node.recovering,
       logger,
       self: node.nodeId,
       open: {
@@ -284,6 +293,7 @@ export class CellNode {
       timing: options.timing,
     })
     const snapshots = new Snapshots(files, log, kept, logger, segmentBytes)
+    snapshots.lostOldest = lostOldest
     snapshots.awaitsBackup = (options.backup?.store ?? null) !== null
     const peers = new Peers({
       cellId,
@@ -330,6 +340,7 @@ export class CellNode {
         },
       },
       snapshotToSend: () => snapshots.toSend(),
+      onUnreadable: peer => repair.unreadable(peer),
       keepSnapshot: (last, bytes) => snapshots.replaceAll(last, bytes),
       onFatal: error => options.onFatal(error),
       soon: options.soon,
@@ -362,7 +373,27 @@ export class CellNode {
         randomHex: options.randomHex,
         soon: options.soon,
       })
-    this.member = { cellId, log, driver, peers, timelines, members, snapshots, backup }
+    const repair = new NodeRepair({
+      self: node.nodeId,
+      cellId,
+      driver,
+      log,
+      members,
+      snapshots,
+      files,
+      store: options.backup?.store ?? undefined,
+      configured: options.peers,
+      clock,
+      logger,
+      dial: address => this.dial(address),
+      isConnected: id => peers.isConnected(id),
+      scrub: options.scrub ?? {
+        bytesPerSecond: SCRUB_BYTES_PER_SECOND_DEFAULT,
+        everyMs: SCRUB_EVERY_MS_DEFAULT,
+      },
+      random: options.random,
+    })
+    this.member = { cellId, log, driver, peers, timelines, members, snapshots, backup, repair }
     logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
     this.aim()
     void driver.run()
@@ -420,6 +451,7 @@ export class CellNode {
       if (this.closed !== undefined) return
       try {
         members.onSeen(this.self)
+        members.resume()
         await this.lookForLeader(member)
         if (snapshots.isDue(driver.state) && log.flushed.index >= driver.state.last.index) {
           await snapshots.take(driver.state)
@@ -555,6 +587,18 @@ export class CellNode {
     }
   }
 
+  /** Entries for a member that has lost them. */
+  fetched(message: PeerFetch): Promise<{ reply: PeerFetched; payloads: Uint8Array[] }> {
+    const { cellId, log } = this.inCell
+    return answerFetch(message, cellId, log)
+  }
+
+  /** What the log and its repair count; undefined before the node is in a cell. */
+  get logStats(): (CellLogStats & { readonly smallFilesRepaired: number }) | undefined {
+    const { member } = this
+    return member && { ...member.log.stats(), smallFilesRepaired: member.repair.smallFilesRepaired }
+  }
+
   /** Why this node is of no use to clients at present; undefined if it is. */
   get unready(): string | undefined {
     const driver = this.member?.driver
@@ -621,7 +665,7 @@ export class CellNode {
       storedBytes: stats.packedBytes,
       timelines: driver.state.timelines.size,
       writable: driver.writable,
-      lastError: log.lastError,
+      lastError: log.lastError || stats.damageProblem,
       members: describeMembers(driver, members.membership, this.self, options.peers),
     }
   }

@@ -63,6 +63,8 @@ export interface OutboxOptions {
   isLeading(term: Term): boolean
   readonly snapshotToSend: () => Promise<{ last: EntryId; bytes: Uint8Array }>
   onLost(peer: NodeId): void
+  /** What the member needs could be read neither here nor, in its place, from others. It may work another time. */
+  onUnreadable(peer: NodeId): void
 }
 
 export class Outbox {
@@ -153,6 +155,7 @@ export class Outbox {
       const { kind, message } = toPalimpsestError(error)
       logger.warn({ peer: to, kind, reason: message }, 'entries for a member could not be read')
       queue.range = undefined
+      this.options.onUnreadable(to)
       this.options.onLost(to)
     }
   }

@@ -43,6 +43,8 @@ export interface SafekeeperOptions {
   readonly segmentBytes?: number | undefined
   readonly timing?: Partial<CoreTiming> | undefined
   readonly metrics?: MetricsPart | undefined
+  /** How the log is looked through for damage. */
+  readonly scrub?: { readonly bytesPerSecond: number; readonly everyMs: number } | undefined
   /** Where the cell's log is backed up; `store` null ends that. */
   readonly backup?:
     | { readonly store: ObjectStore | null; readonly intervalMs?: number | undefined }
@@ -87,6 +89,7 @@ export async function startSafekeeper(options: SafekeeperOptions): Promise<Safek
       dial: options.dial ?? {},
       timing: options.timing,
       metrics: options.metrics,
+      scrub: options.scrub,
       backup: options.backup && {
         store: options.backup.store,
         intervalMs: options.backup.intervalMs ?? BACKUP_INTERVAL_MS_DEFAULT,

@@ -6,7 +6,7 @@
  * The newest one shortens the next start. Those between let the beginning move on later.
  */
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { internalError } from '../shared/errors.ts'
+import { internalError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { backupNote } from './backup-note.ts'
 import type { CellState } from './cell-state.ts'
@@ -32,6 +32,8 @@ export class Snapshots {
   private bytesSince = 0
   private lastBytes = 0
   private turn: Promise<unknown> = Promise.resolve()
+  /** The oldest was lost to damage: until no redo is needed below the one after it, none may be sent. */
+  lostOldest = false
   /** The cell is to have a backup, whether or not it has agreed on one yet: until then nothing is given up. */
   awaitsBackup = false
 
@@ -104,16 +106,43 @@ export class Snapshots {
       await this.files.saveSnapshot(last.index, bytes)
       const old = this.kept.filter(snapshot => snapshot.index !== last.index)
       this.kept = [last]
+      this.lostOldest = false
       this.firstNeeded.clear()
       this.bytesSince = 0
       for (const { index } of old) await this.files.removeSnapshot(index)
     })
   }
 
+  /** Looks whether all snapshots read back; gives up those that do not. Returns their names. */
+  async check(state: CellState): Promise<string[]> {
+    const lost = await this.exclusive(async () => {
+      const lost: LogIndex[] = []
+      for (const { index } of [...this.kept])
+        try {
+          await this.files.loadSnapshot(index)
+        } catch (error) {
+          if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+          lost.push(index)
+        }
+      if (lost.length === 0) return lost
+      if (lost.includes(this.kept[0]!.index)) this.lostOldest = true
+      this.kept = this.kept.filter(({ index }) => !lost.includes(index))
+      for (const index of lost) await this.files.removeSnapshot(index)
+      return lost
+    })
+    // The next start is to begin where it would have.
+    if (lost.length > 0 && this.log.flushed.index >= state.last.index) await this.take(state)
+    return lost.map(index => `snapshot-${index}.json`)
+  }
+
   /** What a member gets that needs what is trimmed: the oldest. */
   toSend(): Promise<{ last: EntryId; bytes: Uint8Array }> {
     return this.exclusive(async () => {
       const last = this.kept[0]
+      if (this.lostOldest)
+        throw retryError(
+          'the snapshot of the cell that a member may be sent was damaged on this disk; there is another one when consumers have gone on',
+        )
       if (last === undefined) throw internalError('there is no snapshot to send, though the log was trimmed')
       return { last, bytes: await this.files.readSnapshot(last.index) }
     })
@@ -128,6 +157,7 @@ export class Snapshots {
       let keep = 0
       while (keep + 1 < this.kept.length && this.kept[keep + 1]!.index < lowest) keep++
       const first = this.kept[keep]
+      if (first !== undefined && first.index < lowest) this.lostOldest = false
       const keepFrom =
         first !== undefined && first.index < lowest ? ((first.index + 1) as LogIndex) : this.log.beginIndex
       await this.log.trim({

@@ -7,7 +7,7 @@
  */
 
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
-import { internalError, invalidError, refreshError } from '../../shared/errors.ts'
+import { internalError, invalidError, refreshError, retryError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Clock, Disk } from '../../shared/seams.ts'
 import type { EntryId, EntryRun, LogIndex, Term } from '../core/types.ts'
@@ -15,7 +15,8 @@ import type { LogEntry } from './entry.ts'
 import { LogFiles, type Tail } from './log-files.ts'
 import { LogWriter } from './log-writer.ts'
 import { PACK_LEVEL_DEFAULT } from './pack-builder.ts'
-import { PackCache } from './pack-file.ts'
+import type { PackEntry, PackSummary } from './pack-codec.ts'
+import { PackCache, PackFile } from './pack-file.ts'
 import { PackLedger } from './pack-ledger.ts'
 import { PACK_AT_ONCE, PACK_WHEN_QUIET, type PackPolicy } from './pack-policy.ts'
 import { boundaryInPacks, seekInPacks } from './pack-search.ts'
@@ -23,10 +24,13 @@ import { inlinePackRunner, type PackRunner } from './packer.ts'
 import { type NeededFrom, Packing } from './packing.ts'
 import { ReadWindows } from './read-windows.ts'
 import type { Damage, EntryVisitor } from './recovery.ts'
+import { type EntrySource, LogRepair } from './repair.ts'
+import { LogScrub, type ScrubOptions } from './scrub.ts'
 import { CELL_SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
 import type { TermList } from './term-list.ts'
 import { TimelineCursor } from './timeline-cursor.ts'
 import { TimelineIndex } from './timeline-index.ts'
+import { isDamage, type LogUnit } from './unit-check.ts'
 
 export type { EntryKind, LogEntry } from './entry.ts'
 export type { Damage } from './recovery.ts'
@@ -90,6 +94,15 @@ export interface CellLogStats {
   readonly cacheBytes: number
   /** Why packing does not go on; empty if it does. */
   readonly packError: string
+  /** Of the disk, read to see whether it gives back what was written. */
+  readonly scrubbedBytes: number
+  readonly scrubPasses: number
+  /** Files that do not read back at present; and found, and repaired, since the start. */
+  readonly damagedFiles: number
+  readonly damagesFound: number
+  readonly damagesRepaired: number
+  /** Why what is damaged cannot be repaired; empty if it can. */
+  readonly damageProblem: string
 }
 
 export class CellLog {
@@ -101,6 +114,8 @@ export class CellLog {
   readonly #cache: PackCache
   readonly #packing: Packing | undefined
   readonly #windows = new ReadWindows()
+  readonly #repair: LogRepair
+  readonly #scrub: LogScrub
   /** Redo written, each entry a little more than it has, and read by timelines' readers. */
   #trafficBytes = 0
   #trimming: Promise<unknown> = Promise.resolve()
@@ -157,6 +172,20 @@ export class CellLog {
         appliedIndex: () => this.#appliedIndex,
         voids: () => this.#voids,
       })
+    this.#repair = new LogRepair({
+      files,
+      cache,
+      clock: options.clock,
+      termAt: index => terms.termAt(index),
+      appliedIndex: () => this.#appliedIndex,
+      voids: () => this.#voids,
+      sealTail: () => this.#writer.sealTail(),
+      packBefore: () => this.packed(),
+      cleared: unit => this.#packing?.allow(unit),
+      adopted: (unit, old, _, summary) => this.#repaired(unit, old, summary),
+    })
+    this.#scrub = new LogScrub(files, options.clock, files.log)
+    files.damaged = (unit, error) => this.#repair.damaged(unit, error)
     this.#packing?.kick()
   }
 
@@ -302,8 +331,8 @@ export class CellLog {
 
   /**
    * Entries from `from` on, up to `last`, as many as fit into `bytesMax` (headers included) and lie together, but at least one;
-   * none if `from` is beyond the end. Throws refresh if `from` is trimmed, corrupt (path, offset) if the disk gives back
-   * something else than was written.
+   * none if `from` is beyond the end. What the disk does not give back as it was written is fetched from elsewhere (`repairFrom`).
+   * Throws refresh if `from` is trimmed; if an entry can be had nowhere, corrupt (path, offset), or retry if somebody was not reached.
    */
   async read(from: LogIndex, last: LogIndex, bytesMax: number): Promise<LogEntry[]> {
     for (let attempt = 1; ; attempt++) {
@@ -322,11 +351,94 @@ export class CellLog {
         if (good !== 0) return good === -1 ? entries : entries.slice(0, good)
       } catch (error) {
         // A file that was packed or trimmed while we read may hold anything by now.
-        if ((unit !== undefined && !unit.retired) || attempt >= READ_ATTEMPTS_MAX) throw error
+        if (unit !== undefined && !unit.retired) return this.#readAround(unit, from, to, bytesMax, error)
+        if (attempt >= READ_ATTEMPTS_MAX) throw error
       }
       if (attempt >= READ_ATTEMPTS_MAX)
         throw internalError(`entry ${from} cannot be read: the log changes too fast`)
     }
+  }
+
+  /** The entries before those that are damaged; if the first one is, what others have in its place. */
+  async #readAround(
+    unit: LogUnit,
+    from: LogIndex,
+    to: number,
+    bytesMax: number,
+    error: unknown,
+  ): Promise<LogEntry[]> {
+    const told = this.#files.damaged(unit, error)
+    if (!isDamage(error) || told === error) throw told
+    for (let last = to; last > from; ) {
+      last = from + Math.floor((last - from) / 2)
+      try {
+        return await unit.read(from, last, bytesMax)
+      } catch (again) {
+        if (!isDamage(again)) throw again
+      }
+    }
+    return this.#repair.fetch(from, Math.min(to, unit.lastIndex), bytesMax)
+  }
+
+  /**
+   * The same from this disk alone, and only what is written: for others that have lost it. `isVoid` is right for entries that are
+   * applied.
+   */
+  async readOwn(from: LogIndex, last: LogIndex, bytesMax: number): Promise<PackEntry[]> {
+    const unit = from <= this.#base.index ? undefined : this.#files.find(from)
+    if (unit === undefined) return []
+    const to = Math.min(last, unit.lastIndex)
+    try {
+      const entries =
+        unit instanceof PackFile
+          ? await unit.readAll(from, to, bytesMax)
+          : (await unit.read(from, to, bytesMax)).map(entry => ({
+              ...entry,
+              isVoid: this.#voids.includes(entry.index),
+            }))
+      return entries.filter(entry => this.#terms.termAt(entry.index) === entry.term)
+    } catch (error) {
+      if (unit.retired) throw retryError(`the log's files have just changed: ask again`)
+      throw this.#files.damaged(unit, error)
+    }
+  }
+
+  /** Has damage repaired with what these others have; whom to ask first first. `isNeeded`: whether anybody wants this redo. */
+  repairFrom(sources: () => readonly EntrySource[], isNeeded: (entry: LogEntry) => boolean): void {
+    this.#repair.sources = sources
+    this.#repair.isNeeded = isNeeded
+  }
+
+  /** Looks for damage all the time, slowly. */
+  scrub(options: ScrubOptions): void {
+    this.#scrub.start(options)
+  }
+
+  /** Writes `state` anew if it does not read back. Returns whether that was so. */
+  checkState(): Promise<boolean> {
+    return this.#files.checkState()
+  }
+
+  async #repaired(unit: LogUnit, old: PackSummary | undefined, summary: PackSummary): Promise<void> {
+    if (unit instanceof PackFile && old === undefined) await this.#recount()
+    else {
+      if (old !== undefined) this.#ledger.remove(old)
+      this.#ledger.add(summary)
+    }
+    if (!(unit instanceof PackFile)) this.#index.dropThrough(unit.lastIndex)
+    this.#packing?.kick()
+  }
+
+  /** What the packs hold of each timeline, where it is not known what a pack that has gone held. */
+  async #recount(): Promise<void> {
+    const summaries: PackSummary[] = []
+    for (const pack of [...this.#files.packs])
+      await pack.summary().then(
+        summary => summaries.push(summary),
+        () => {},
+      )
+    this.#ledger.clear()
+    for (const summary of summaries) this.#ledger.add(summary)
   }
 
   /**
@@ -410,7 +522,9 @@ export class CellLog {
           this.#base = base
           this.#terms.trimTo(base.index)
           this.#index.dropThrough(base.index)
-          for (const summary of await this.#files.trimTo(base)) this.#ledger.remove(summary)
+          const gone = await this.#files.trimTo(base)
+          if (gone.includes(undefined)) await this.#recount()
+          else for (const summary of gone) this.#ledger.remove(summary!)
         }
       }
       packing.kick()
@@ -489,11 +603,19 @@ export class CellLog {
       packedTimelines: this.#ledger.timelines,
       cacheBytes: this.#cache.bytes + this.#writer.recentBytes + this.#windows.bytes,
       packError: this.#packing?.lastError ?? '',
+      scrubbedBytes: this.#scrub.bytes,
+      scrubPasses: this.#scrub.passes,
+      damagedFiles: this.#repair.damagedFiles,
+      damagesFound: this.#repair.found,
+      damagesRepaired: this.#repair.repaired,
+      damageProblem: this.#repair.problem,
     }
   }
 
   /** Makes durable what was appended. Whoever appends afterwards is refused. */
   async close(): Promise<void> {
+    this.#scrub.close()
+    this.#repair.close()
     await this.#packing?.close()
     await this.#writer.close()
     const { state } = this.#files

@@ -41,6 +41,8 @@ export class LogFiles {
   readonly reserve: Reserve
   readonly log: Log
   state: LogState
+  /** Told of a file that does not read back, and of what was thrown then; gives what is to be thrown instead. repair.ts */
+  damaged: (unit: PackFile | RawSegment, error: unknown) => unknown = (_, error) => error
   /** Ascending, without a hole, and all before the raw segments. */
   packs: PackFile[]
   /** Ascending; the last is appended to. */
@@ -154,6 +156,19 @@ export class LogFiles {
     this.state = next
   }
 
+  /** Writes the state anew if its file does not read back as it is. Returns whether that was so. */
+  checkState(): Promise<boolean> {
+    return this.exclusive(async () => {
+      const isRight = await loadState(this.disk, this.dir).then(
+        state => JSON.stringify(state) === JSON.stringify(this.state),
+        () => false,
+      )
+      if (isRight) return false
+      await saveState(this.disk, this.dir, this.state)
+      return true
+    })
+  }
+
   /** Adds the segment that begins at `firstIndex`, before which all must be flushed. */
   roll(firstIndex: LogIndex, prevTerm: Term, chainCrc: number): Promise<Tail> {
     return this.exclusive(async () => {
@@ -242,12 +257,16 @@ export class LogFiles {
     })
   }
 
-  /** Removes the packs and sealed segments that end at or below `base`; it is the last entry of one of them. Returns what the packs were. */
-  trimTo(base: EntryId): Promise<PackSummary[]> {
+  /**
+   * Removes the packs and sealed segments that end at or below `base`; it is the last entry of one of them. Returns what the packs were;
+   * undefined for one that cannot be read any more.
+   */
+  trimTo(base: EntryId): Promise<(PackSummary | undefined)[]> {
     return this.exclusive(async () => {
-      const summaries: PackSummary[] = []
+      const summaries: (PackSummary | undefined)[] = []
       if (base.index <= this.state.base.index) return summaries
-      for (const pack of this.packs) if (pack.lastIndex <= base.index) summaries.push(await pack.summary())
+      for (const pack of this.packs)
+        if (pack.lastIndex <= base.index) summaries.push(await pack.summary().catch(() => undefined))
       // The state first: then a crash may lose or reorder the removals.
       await this.changeState({ base, voids: this.state.voids.filter(index => index > base.index) })
       const gone: (PackFile | RawSegment)[] = []
@@ -276,9 +295,9 @@ export class LogFiles {
 
   /**
    * Puts a pack that was written under another name, and synced, in the place of what it was made from. False: that is held no
-   * more, and the pack was removed.
+   * more, and the pack was removed. `recycle` false: the sources' space is not used again, since it did not keep what was written.
    */
-  adopt(pack: PackFile, sources: readonly (PackFile | RawSegment)[]): Promise<boolean> {
+  adopt(pack: PackFile, sources: readonly (PackFile | RawSegment)[], recycle = true): Promise<boolean> {
     const temporary = pack.path
     return this.exclusive(async () => {
       // Trimmed or reset meanwhile: nobody wants it.
@@ -299,7 +318,7 @@ export class LogFiles {
       this.raws = this.raws.filter(other => !sources.includes(other))
       for (const unit of sources) {
         unit.retire()
-        if (unit instanceof RawSegment) await this.#recycle(unit)
+        if (recycle && unit instanceof RawSegment) await this.#recycle(unit)
         else if (unit.path !== pack.path) await this.disk.remove(unit.path)
       }
       await this.disk.syncDir(this.dir)

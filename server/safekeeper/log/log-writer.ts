@@ -64,6 +64,7 @@ export class LogWriter {
   #recent: LogEntry[] = []
   #recentBytes = 0
   #preparedFor: unknown
+  #sealWanted: unknown
   #segmentSinceMs: number
   #syncsBefore = 0
   #writable = true
@@ -194,6 +195,7 @@ export class LogWriter {
       await Promise.resolve()
       while (this.#failure === undefined) {
         if (this.#change !== undefined) await this.#applyChange()
+        else if (this.#isSealWanted()) await this.#seal()
         else if (this.#queue.length > 0) await this.#writeBatch()
         else break
       }
@@ -281,6 +283,29 @@ export class LogWriter {
     this.#shrinkRecent()
     this.#syncing ??= this.#syncLoop()
     if (end > this.#files.segmentBytes / 2) this.#prepareNext()
+  }
+
+  /** Ends the segment that is appended to, although it is not full. */
+  sealTail(): void {
+    this.#sealWanted = this.#tail.segment
+    this.#kick()
+  }
+
+  #isSealWanted(): boolean {
+    const { segment } = this.#tail
+    return this.#sealWanted === segment && segment.count > 0 && this.#writable && !this.#closed
+  }
+
+  async #seal(): Promise<void> {
+    this.#sealWanted = undefined
+    await this.#syncWritten()
+    if (this.#failure !== undefined || this.#change !== undefined) return
+    try {
+      await this.#roll()
+    } catch (error) {
+      // On a full disk it stays as it is; whoever wanted it asks again.
+      if (!isNoSpace(error)) throw error
+    }
   }
 
   #fits(entry: LogEntry, offset: number): boolean {

@@ -7,7 +7,13 @@ import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import type { Disk, DiskFile } from '../../shared/seams.ts'
 import type { LogIndex, Term } from '../core/types.ts'
 import type { LogEntry } from './entry.ts'
-import type { PackHeader, PackSummary, PackTable } from './pack-codec.ts'
+import {
+  entryOfRow,
+  type PackEntry,
+  type PackHeader,
+  type PackSummary,
+  type PackTable,
+} from './pack-codec.ts'
 import {
   type PackHead,
   type PackSource,
@@ -219,15 +225,31 @@ export class PackFile {
   }
 
   /** Entries [from, last] as far as they fit into `bytesMax`, at least one. */
-  read(from: number, last: number, bytesMax: number): Promise<LogEntry[]> {
+  async read(from: number, last: number, bytesMax: number): Promise<LogEntry[]> {
+    return (await this.readAll(from, last, bytesMax)).map(({ isVoid: _, ...entry }) => entry)
+  }
+
+  /** The same, and which of them are void. */
+  readAll(from: number, last: number, bytesMax: number): Promise<PackEntry[]> {
     const to = Math.min(last, this.lastIndex)
     return this.#use(async source => {
       const { head, table } = await this.#load(source)
       const first = this.firstIndex
-      const entries = await readPackRows(source, head, table, from - first, to - first, bytesMax, number =>
+      return readPackRows(source, head, table, from - first, to - first, bytesMax, number =>
         this.#group(source, head, number),
       )
-      return entries.map(({ isVoid: _, ...entry }) => entry)
+    })
+  }
+
+  /** Of all entries, those that are void. */
+  voids(): Promise<Set<number>> {
+    return this.#use(async source => {
+      const { head, table } = await this.#load(source)
+      const { header, summary } = head
+      const voids = new Set<number>()
+      for (let row = 0; row < table.rows; row++)
+        if (entryOfRow(table, row, header, summary, 0 as Term).isVoid) voids.add(this.firstIndex + row)
+      return voids
     })
   }
 

@@ -14,7 +14,7 @@ export async function seekInPacks(
   for (let attempt = 1; ; attempt++) {
     const packs = files.packs.filter(pack => pack.mayHold(timeline))
     try {
-      return await search(packs, timeline, lsn)
+      return await search(files, packs, timeline, lsn)
     } catch (error) {
       // A pack that was replaced or removed while we read may hold anything by now.
       if (!packs.some(pack => pack.retired) || attempt >= ATTEMPTS_MAX) throw error
@@ -22,13 +22,32 @@ export async function seekInPacks(
   }
 }
 
-async function search(packs: PackFile[], timeline: TimelineId, lsn: Lsn): Promise<PackHit | undefined> {
+/** What cannot be read is reported as damage. */
+async function seek(
+  files: LogFiles,
+  pack: PackFile,
+  timeline: TimelineId,
+  lsn: Lsn,
+): Promise<PackHit | undefined> {
+  try {
+    return await pack.seek(timeline, lsn)
+  } catch (error) {
+    throw pack.retired ? error : files.damaged(pack, error)
+  }
+}
+
+async function search(
+  files: LogFiles,
+  packs: PackFile[],
+  timeline: TimelineId,
+  lsn: Lsn,
+): Promise<PackHit | undefined> {
   let found: PackHit | undefined
   let low = 0
   let high = packs.length
   while (low < high) {
     const middle = (low + high) >>> 1
-    const hit = await packs[middle]!.seek(timeline, lsn)
+    const hit = await seek(files, packs[middle]!, timeline, lsn)
     if (hit === undefined) {
       // Another timeline of the same first bytes, or nothing but void entries.
       packs.splice(middle, 1)
@@ -51,5 +70,5 @@ export async function boundaryInPacks(
   const hit = await seekInPacks(files, timeline, lsn)
   if (hit !== undefined) return hit.nextLsn === lsn ? lsn : hit.before
   const last = files.packs.findLast(pack => pack.mayHold(timeline))
-  return (await last?.seek(timeline, lsn))?.endLsn
+  return last && (await seek(files, last, timeline, lsn))?.endLsn
 }

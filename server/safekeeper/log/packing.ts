@@ -59,7 +59,7 @@ export class Packing {
   #stale = new Set<PackFile>()
   /** Where the next trim goes on looking. */
   #examined = 0
-  /** Segments that could not be packed: damaged. Not tried again. */
+  /** What could not be packed: damaged. Not tried again before it is repaired, or found to be well. */
   readonly #refused = new WeakSet<RawSegment | PackFile>()
   /** Why the last job failed; empty if it did not. */
   lastError = ''
@@ -167,7 +167,11 @@ export class Packing {
         throw error
       }
       if (sources.some(unit => unit.retired)) return false
-      for (const unit of sources) this.#refused.add(unit)
+      for (const unit of sources) {
+        this.#refused.add(unit)
+        // Which of several it is, the repair finds out.
+        files.damaged(unit, error)
+      }
       this.lastError = error.message
       files.log.error({ err: error }, 'a part of the log is damaged and was not packed')
       return false
@@ -228,7 +232,11 @@ export class Packing {
   async #wanted(pack: PackFile, neededFrom: NeededFrom): Promise<{ needed: number; dropped: boolean }> {
     let needed = 0
     let free = 0
-    for (const timeline of (await pack.summary()).timelines) {
+    const { damaged } = this.#options.files
+    const summary = await pack.summary().catch((error: unknown) => {
+      throw pack.retired ? error : damaged(pack, error)
+    })
+    for (const timeline of summary.timelines) {
       const from = neededFrom(timeline.id) ?? Number.MAX_SAFE_INTEGER
       const { beginLsn, endLsn, droppedEndLsn, rawBytes, storedBytes } = timeline
       if (rawBytes === 0) continue
@@ -289,6 +297,12 @@ export class Packing {
       entries += count
     }
     return run.length >= JOIN_MIN ? run : undefined
+  }
+
+  /** A file that was thought to be damaged is well. */
+  allow(unit: RawSegment | PackFile): void {
+    this.#refused.delete(unit)
+    this.kick()
   }
 
   /** The log is another one. */

@@ -52,8 +52,8 @@ export class TimelineCursor {
 
   /**
    * The next entry, or undefined at the end of what is applied; whoever gets it releases it. Throws refresh if it was trimmed,
-   * invalid if no entry begins where the cursor was put, corrupt (path, offset, LSN) if the disk gives back something else than was
-   * written.
+   * invalid if no entry begins where the cursor was put; if the disk gives back something else than was written, retry while that
+   * is fetched from elsewhere, else corrupt (path, offset, LSN).
    */
   async next(): Promise<TimelineChunk | undefined> {
     let chunk = this.#ahead.pop()
@@ -104,7 +104,7 @@ export class TimelineCursor {
             for (const { release } of chunks) release()
           } catch (error) {
             // A file that was packed or trimmed while we read may hold anything by now.
-            if (!segment.retired) throw error
+            if (!segment.retired) throw files.damaged(segment, error)
           }
         } else {
           // It has just been packed, and the index does not say so yet.
@@ -143,7 +143,7 @@ export class TimelineCursor {
       const entries = await pack.readRows(rows)
       return entries.map(chunkOf).reverse()
     } catch (error) {
-      if (!pack.retired) throw error
+      if (!pack.retired) throw files.damaged(pack, error)
       return 'again'
     }
   }

@@ -9,6 +9,8 @@ const like = (fields: object) => fields as Error
 const A = 'a.0000000000000001'
 const vote = (term: number, votedFor?: string) => ({ term: term as Term, votedFor })
 
+const equal = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b)
+
 async function fresh(disk = new MemoryDisk()) {
   await disk.makeDir('/d')
   const files = new NodeFiles(disk, '/d')
@@ -29,7 +31,16 @@ t.test('node.json', async t => {
   )
   t.match(await after.loadNode(), { nodeId: A, cellId, seed, recovering: true })
   disk.content('/d/node.json')[10]! ^= 1
-  await t.rejects(files.loadNode(), like({ kind: 'corrupt', message: /node\.json: wrong CRC/ }))
+  t.match(await files.loadNode(), { nodeId: A, cellId }, 'there is a copy')
+  t.match(await files.loadNode(), { nodeId: A, cellId }, 'of which it was made again')
+  disk.content('/d/node-copy.json')[10]! ^= 1
+  t.same(await files.checkNode(), ['node-copy.json'])
+  t.same(await files.checkNode(), [])
+  for (const name of ['node.json', 'node-copy.json']) disk.content(`/d/${name}`)[10]! ^= 1
+  await t.rejects(
+    new NodeFiles(disk, '/d').loadNode(),
+    like({ kind: 'corrupt', message: /node\.json: wrong CRC/ }),
+  )
 })
 
 t.test('votes survive a power loss, need no space, and one that was cut counts as not given', async t => {
@@ -62,6 +73,44 @@ t.test('votes survive a power loss, need no space, and one that was cut counts a
   await t.rejects(new NodeFiles(disk, '/d').loadVote(), like({ kind: 'corrupt', message: /vote\.json/ }))
   await disk.remove('/d/vote.json')
   await t.rejects(new NodeFiles(disk, '/d').loadVote(), like({ kind: 'corrupt', message: /ENOENT/ }))
+})
+
+t.test('a vote that was acknowledged is in both places: one that rots hides nothing', async t => {
+  for (const place of [0, 4096])
+    for (let at = 0; at < 74; at++) {
+      const { disk, files } = await fresh()
+      await files.saveVote(vote(4, A))
+      await files.saveVote(vote(5))
+      await files.saveVote(vote(5, A))
+      disk.content('/d/vote.json')[place + at]! ^= 1 << (at % 8)
+      const after = new NodeFiles(disk, '/d')
+      if (!equal(await after.loadVote(), vote(5, A))) t.fail(`a flip at ${place + at} changed the vote`)
+      // Healed: the other place may rot next.
+      disk.content('/d/vote.json')[4096 - place + at]! ^= 1
+      if (!equal(await new NodeFiles(disk, '/d').loadVote(), vote(5, A)))
+        t.fail(`after a flip at ${place + at} the vote was in one place only`)
+      t.equal(await after.checkVote(), true)
+      t.equal(await after.checkVote(), false)
+    }
+})
+
+t.test('a vote that is cut in either place is the new one or the old one, and neither is lost', async t => {
+  for (const write of [1, 2])
+    for (const kept of [0, 0.02, 1]) {
+      const { disk, files } = await fresh()
+      await files.saveVote(vote(7, A))
+      let syncs = 0
+      disk.hook = operation => {
+        if (operation === 'datasync' && ++syncs === write)
+          throw Object.assign(new Error('EIO'), { code: 'EIO' })
+      }
+      await t.rejects(files.saveVote(vote(8)))
+      const after = await new NodeFiles(
+        disk.crash(() => kept),
+        '/d',
+      ).loadVote()
+      t.same(after, write === 1 && kept === 0 ? vote(7, A) : vote(8))
+    }
 })
 
 t.test('snapshots', async t => {

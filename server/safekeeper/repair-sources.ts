@@ -1,0 +1,139 @@
+/**
+ * Who may have what this node's disk has lost of the log: the other members of the cell, and its backup. docs/log-format.md, "Repair".
+ */
+import type { Connection } from '../../protocol/connection.ts'
+import type { Address } from '../../protocol/dial.ts'
+import {
+  FETCH_BYTES_MAX,
+  MessageType,
+  type PeerEntry,
+  type PeerFetch,
+  type PeerFetched,
+} from '../../protocol/messages.ts'
+import { invalidError } from '../shared/errors.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
+import { BackupManifestObject, type BackupPack } from './backup-manifest.ts'
+import { entriesOf } from './backup-restore.ts'
+import type { LogIndex, Term } from './core/types.ts'
+import type { CellLog } from './log/cell-log.ts'
+import type { LogEntry } from './log/entry.ts'
+import type { EntrySource, Fetched } from './log/repair.ts'
+
+const FETCH_MS = 10_000
+const NOTHING = Buffer.alloc(0)
+
+/** Another member, asked over a connection of its own. */
+export class PeerSource implements EntrySource {
+  readonly name: string
+  private readonly cellId: string
+  private readonly address: Address
+  private readonly dial: (address: Address) => Promise<Connection>
+
+  constructor(
+    name: string,
+    cellId: string,
+    address: Address,
+    dial: (address: Address) => Promise<Connection>,
+  ) {
+    this.name = name
+    this.cellId = cellId
+    this.address = address
+    this.dial = dial
+  }
+
+  async fetch(first: LogIndex, last: LogIndex, bytesMax: number): Promise<Fetched> {
+    const connection = await this.dial(this.address)
+    try {
+      const { message, bulk } = await connection.request(
+        { type: MessageType.PeerFetch, cellId: this.cellId, first, last, bytesMax },
+        { deadlineMs: FETCH_MS },
+      )
+      return fetchedOf(message, first, Buffer.from(bulk))
+    } finally {
+      connection.close()
+    }
+  }
+}
+
+/** What was sent, as entries that keep their payloads in `bulk`. */
+function fetchedOf(message: PeerFetched, first: number, bulk: Buffer): Fetched {
+  let at = 0
+  const voids = new Set<number>()
+  const entries = message.entries.map(({ entry, isVoid }, i): LogEntry => {
+    const { payloadBytes, term, ...rest } = entry
+    const payload = payloadBytes === 0 ? NOTHING : bulk.subarray(at, at + payloadBytes)
+    at += payloadBytes
+    const index = (first + i) as LogIndex
+    if (isVoid) voids.add(index)
+    return { ...rest, index, term: term as Term, payload }
+  })
+  return {
+    entries,
+    isVoid: index => (index <= message.appliedIndex ? voids.has(index) : undefined),
+  }
+}
+
+/** Answers another member that has lost a part of its log, from this node's own disk. */
+export async function answerFetch(
+  message: PeerFetch,
+  cellId: string,
+  log: CellLog,
+): Promise<{ reply: PeerFetched; payloads: Uint8Array[] }> {
+  if (message.cellId !== cellId)
+    throw invalidError(`this safekeeper is in cell ${cellId}, not in ${message.cellId || 'none'}`)
+  const { first, last, bytesMax } = message
+  const found = await log.readOwn(
+    first as LogIndex,
+    last as LogIndex,
+    Math.min(Math.max(bytesMax, 1), FETCH_BYTES_MAX),
+  )
+  const payloads: Uint8Array[] = []
+  const entries = found.map(({ isVoid, index: _, payload, ...entry }) => {
+    if (payload.length > 0) payloads.push(payload)
+    return { isVoid, entry: { ...entry, payloadBytes: payload.length } satisfies PeerEntry }
+  })
+  const { beginIndex, appliedIndex } = log
+  return { reply: { type: MessageType.PeerFetched, beginIndex, appliedIndex, entries }, payloads }
+}
+
+/** The cell's backup. It does not know which entries are void: `replay` finds that out. */
+export class BackupSource implements EntrySource {
+  readonly name: string
+  private readonly store: ObjectStore
+  private readonly cellId: string
+  /** The pack that was read last: what follows is mostly in it too. */
+  private held: { readonly key: string; readonly entries: LogEntry[] } | undefined
+
+  constructor(store: ObjectStore, cellId: string) {
+    this.name = `the backup in ${store.description}`
+    this.store = store
+    this.cellId = cellId
+  }
+
+  async fetch(first: LogIndex, last: LogIndex, bytesMax: number): Promise<Fetched> {
+    const manifest = await new BackupManifestObject(this.store, this.cellId).load()
+    const pack = manifest?.packs.find(other => other.first <= first && other.last >= first)
+    const entries: LogEntry[] = []
+    let bytes = 0
+    for (const entry of pack === undefined ? [] : await this.entries(pack)) {
+      if (entry.index < first) continue
+      bytes += entry.payload.length
+      if (entry.index > last || (entries.length > 0 && bytes > bytesMax)) break
+      entries.push(entry)
+    }
+    return { entries, isVoid: () => undefined }
+  }
+
+  private async entries(pack: BackupPack): Promise<LogEntry[]> {
+    if (this.held?.key === pack.key) return this.held.entries
+    const entries: LogEntry[] = []
+    for await (const entry of entriesOf(this.store, pack)) entries.push(entry)
+    this.held = { key: pack.key, entries }
+    return entries
+  }
+
+  /** Gives up what it keeps in memory. */
+  forget(): void {
+    this.held = undefined
+  }
+}

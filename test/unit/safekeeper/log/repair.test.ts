@@ -1,0 +1,246 @@
+/** Damage that is found while a log is in use: what reads tell, where its entries come from, and what is on disk afterwards. */
+import t from 'tap'
+import type { CellLog } from '../../../../server/safekeeper/log/cell-log.ts'
+import type { EntrySource, Fetched } from '../../../../server/safekeeper/log/repair.ts'
+import { retryError } from '../../../../server/shared/errors.ts'
+import {
+  appendAndFlush,
+  createLog,
+  entriesOf,
+  LOG_DIR,
+  type Made,
+  noop,
+  openLog,
+  type Rig,
+  redo,
+  T1,
+  T2,
+} from '../../../support/cell-log-rig.ts'
+import type { MemoryDisk } from '../../../support/memory-disk.ts'
+
+const like = (shape: object) => shape as Error
+
+/** What another node with this log would answer. */
+function source(name: string, log: CellLog): EntrySource & { asked: number } {
+  const made = {
+    name,
+    asked: 0,
+    async fetch(first, last, bytesMax): Promise<Fetched> {
+      made.asked++
+      const entries = await log.readOwn(first, last, bytesMax)
+      return {
+        entries: entries.map(({ isVoid: _, ...entry }) => entry),
+        isVoid: index =>
+          index <= log.appliedIndex
+            ? entries.some(entry => entry.index === index && entry.isVoid)
+            : undefined,
+      }
+    },
+  } as EntrySource & { asked: number }
+  return made
+}
+
+/** Redo of two timelines and a little else, 25 KB: several segments. */
+function someEntries(): Made[] {
+  const entries: Made[] = []
+  const ends = [100, 5000]
+  for (let index = 1; index <= 160; index++) {
+    if (index % 11 === 0) {
+      entries.push(noop(index, 1 + Math.floor(index / 60)))
+      continue
+    }
+    const which = index % 3 === 0 ? 1 : 0
+    const bytes = 900 + ((index * 37) % 400)
+    entries.push(redo(index, 1 + Math.floor(index / 60), which === 0 ? T1 : T2, ends[which]!, bytes))
+    ends[which]! += bytes
+  }
+  return entries
+}
+
+async function filled(
+  entries: readonly Made[],
+  packs: 'off' | undefined,
+  isVoid: (index: number) => boolean = () => false,
+): Promise<Rig> {
+  const made = await createLog(packs === undefined ? {} : { packs })
+  for (let at = 0; at < entries.length; at += 8)
+    await appendAndFlush(made.log, made.events, entries.slice(at, at + 8))
+  for (const entry of entries) made.log.applied(entry, isVoid(entry.index))
+  await made.log.settleApplied()
+  await made.log.packed()
+  return made
+}
+
+/** Opened again: nothing is in memory. */
+async function reopened(rig: Rig, appliedTo: number): Promise<Rig> {
+  await rig.log.close()
+  return openLog(rig.disk, { appliedTo })
+}
+
+async function readTimeline(log: CellLog, from: number): Promise<number> {
+  const cursor = log.timelineCursor(T1, from as never)
+  for (;;) {
+    const chunk = await cursor.next()
+    if (chunk === undefined) return cursor.position
+    chunk.release()
+  }
+}
+
+const files = (disk: MemoryDisk, what: RegExp) =>
+  disk.paths().filter(path => path.startsWith(LOG_DIR) && what.test(path))
+
+async function settled(log: CellLog): Promise<void> {
+  for (let i = 0; i < 2000 && log.stats().damagedFiles > 0; i++) await new Promise(r => setTimeout(r, 2))
+}
+
+t.test('every part of a pack: reads say retry, then it is whole again, for the next start too', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined, index => index === 25)
+  for (const where of ['header', 'group', 'table', 'footer'] as const) {
+    const rig = await reopened(await filled(entries, undefined, index => index === 25), 160)
+    const peer = source('b', other.log)
+    rig.log.repairFrom(
+      () => [peer],
+      () => true,
+    )
+    const [path] = files(rig.disk, /\.pack$/)
+    const bytes = rig.disk.content(path!)
+    const at = { header: 20, group: 200, table: bytes.length - 400, footer: bytes.length - 30 }[where]
+    bytes[at]! ^= 4
+    if (where === 'group' || where === 'table') {
+      const read = readTimeline(rig.log, 100)
+      await t.rejects(read, like({ kind: 'retry', message: /damaged at offset.*being repaired/ }), where)
+    } else {
+      rig.log.scrub({ bytesPerSecond: 1e9, everyMs: 5, random: () => 0 })
+      for (let i = 0; i < 500 && rig.log.stats().damagesFound === 0; i++)
+        await new Promise(r => setTimeout(r, 2))
+    }
+    await settled(rig.log)
+    t.match(
+      rig.log.stats(),
+      { damagedFiles: 0, damagesFound: 1, damagesRepaired: 1, damageProblem: '' },
+      where,
+    )
+    t.ok(peer.asked > 0)
+    t.same(await entriesOf(rig.log, 1, 160), entries)
+    t.equal(await readTimeline(rig.log, 100), await readTimeline(other.log, 100))
+    const again = await reopened(rig, 160)
+    t.same(await entriesOf(again.log, 1, 160), entries)
+    t.equal(await readTimeline(again.log, 100), await readTimeline(other.log, 100))
+    t.same(files(again.disk, /tmp$|damaged/), [])
+    await again.log.close()
+  }
+  await other.log.close()
+})
+
+t.test('raw segments: the oldest, one in the middle, the one that is written', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined)
+  for (const which of [0, 1, -1]) {
+    // Without packs at first, so that all segments are there.
+    const raw = await filled(entries, 'off')
+    await raw.log.close()
+    const rig = await openLog(raw.disk, {
+      appliedTo: 160,
+      packPolicy: { quietBytesPerSecond: 0, rawBytesMax: 1e12, rowsMax: 1e12 } as never,
+    })
+    rig.log.repairFrom(
+      () => [source('b', other.log)],
+      () => true,
+    )
+    const path = files(rig.disk, /[0-9]{20}\.seg$/).at(which)!
+    rig.disk.content(path)[4096 + 1500]! ^= 1
+    const read = entriesOf(rig.log, 1, 160)
+    t.same(await read, entries, 'who cannot wait gets it from the other')
+    await settled(rig.log)
+    t.match(rig.log.stats(), { damagedFiles: 0, damagesFound: 1, damagesRepaired: 1 })
+    t.same(files(rig.disk, /damaged|spare/).length <= 3, true)
+    const next = noop(161, 9)
+    await appendAndFlush(rig.log, rig.events, [next])
+    const again = await reopened(rig, 160)
+    t.same(await entriesOf(again.log, 1, 161), [...entries, next])
+    await again.log.close()
+  }
+  await other.log.close()
+})
+
+t.test('nobody has it: corrupt, and the file stays; somebody is away: retry, until it is back', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined)
+  const rig = await reopened(await filled(entries, undefined), 160)
+  let sources: EntrySource[] = []
+  rig.log.repairFrom(
+    () => sources,
+    () => true,
+  )
+  const [path] = files(rig.disk, /\.pack$/)
+  const before = Buffer.from(rig.disk.content(path!))
+  rig.disk.content(path!)[200]! ^= 4
+  await t.rejects(
+    entriesOf(rig.log, 1, 160),
+    like({ kind: 'corrupt', message: /damaged at offset/ }),
+    'alone',
+  )
+  const nothing = { name: 'c', fetch: async () => ({ entries: [], isVoid: () => undefined }) }
+  sources = [nothing]
+  await t.rejects(
+    entriesOf(rig.log, 1, 160),
+    like({ kind: 'corrupt', message: /could not be fetched \(c: it does not have them\)/ }),
+  )
+  for (let i = 0; i < 500 && rig.log.stats().damageProblem === ''; i++)
+    await new Promise(r => setTimeout(r, 2))
+  t.match(rig.log.stats(), { damagedFiles: 1, damagesRepaired: 0, damageProblem: /could not be fetched/ })
+  await t.rejects(readTimeline(rig.log, 100), like({ kind: 'corrupt' }))
+  const away = { name: 'd', fetch: () => Promise.reject(retryError('no connection')) }
+  sources = [nothing, away]
+  await t.rejects(entriesOf(rig.log, 1, 160), like({ kind: 'retry', message: /d: no connection/ }))
+  // One that lies is not believed.
+  const lying = source('e', other.log)
+  const fetch = lying.fetch.bind(lying)
+  const lies: ((entry: Made) => Made)[] = [
+    (entry: Made) => ({ ...entry, term: 7 as Made['term'] }),
+    (entry: Made) => ({ ...entry, payload: Buffer.concat([entry.payload, Buffer.alloc(1)]) }),
+    (entry: Made) => ({ ...entry, payload: Buffer.from(entry.payload).reverse() }),
+    (entry: Made) => ({ ...entry, index: (entry.index + 1) as Made['index'] }),
+    (entry: Made) => ({ ...entry, payload: Buffer.alloc(0), dropped: true }),
+  ]
+  for (const lie of lies) {
+    lying.fetch = async (first, last, bytesMax) => {
+      const fetched = await fetch(first, last, bytesMax)
+      return { ...fetched, entries: fetched.entries.map(lie) }
+    }
+    sources = [lying]
+    await t.rejects(entriesOf(rig.log, 1, 160), like({ kind: 'corrupt', message: /\(e: / }))
+  }
+  t.equal(Buffer.compare(rig.disk.content(path!).subarray(0, 150), before.subarray(0, 150)), 0)
+  sources = [away, source('b', other.log)]
+  await settled(rig.log)
+  t.match(rig.log.stats(), { damagedFiles: 0, damagesRepaired: 1, damageProblem: '' })
+  t.same(await entriesOf(rig.log, 1, 160), entries)
+  await rig.log.close()
+  await other.log.close()
+})
+
+t.test('the packer meets damage, and goes on when it is repaired', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined)
+  const raw = await filled(entries, 'off')
+  await raw.log.close()
+  const path = files(raw.disk, /[0-9]{20}\.seg$/)[1]!
+  const rig = await openLog(raw.disk, {
+    appliedTo: 160,
+    packPolicy: { quietBytesPerSecond: 0, rawBytesMax: 1e12, rowsMax: 1e12 } as never,
+  })
+  rig.log.repairFrom(
+    () => [source('b', other.log)],
+    () => true,
+  )
+  rig.disk.content(path)[4096 + 3000]! ^= 1
+  await rig.log.packed()
+  await settled(rig.log)
+  await rig.log.packed()
+  t.match(rig.log.stats(), { damagesFound: 1, damagesRepaired: 1, rawSegments: 1, packError: '' })
+  t.same(await entriesOf(rig.log, 1, 160), entries)
+  await rig.log.close()
+  await other.log.close()
+})
