@@ -15,6 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { DoublewriteCopies } from '../datadir/doublewrite.ts'
+import { refuseRunningServer } from '../datadir/running-server.ts'
 import { type DatadirScan, type SpaceFile, scanDatadir } from '../datadir/scan.ts'
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
@@ -28,6 +29,7 @@ import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts
 import { PageImport } from './page-import.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
 import { RingTail, readCheckpoint, serverVersion, type TailStep } from './ring-tail.ts'
+import { checkNewestPages, checkServerIdentity, checkSomePages, UnchangedPages } from './same-history.ts'
 import { SideImports } from './side-imports.ts'
 import { SpaceTracker } from './space-tracker.ts'
 import {
@@ -53,6 +55,8 @@ export interface AttachOptions extends ServerOptions {
   /** Another ib_logfile0 than the datadir's, with redo from the datadir's checkpoint on. Only for a cold datadir. */
   readonly redoFile?: string | undefined
   readonly rules?: FileRules
+  /** The datadir is believed to be that of the timeline's server although Aria's UUID is another one. */
+  readonly sameServer?: boolean | undefined
   readonly progress: Progress
   readonly metrics?: AttachMetrics | undefined
   /** Told when something happened that a test or a supervisor waits for. */
@@ -127,6 +131,21 @@ function mayPass(error: unknown): boolean {
   return error instanceof PalimpsestError && (error.kind === 'retry' || error.kind === 'refresh')
 }
 
+/** @throws PalimpsestError if the datadir is not one that continues the timeline */
+async function checkBelongs(
+  options: AttachOptions,
+  status: TimelineStatus,
+  servers: Servers,
+  scan: DatadirScan,
+  logPath: string,
+): Promise<void> {
+  const { pageServer } = servers
+  if (!options.sameServer) await checkServerIdentity(pageServer, status, scan.datadir)
+  await checkNewestPages(pageServer, status, scan)
+  const tail = await RingTail.open(logPath, { fromLsn: status.summary.ingestedLsn, cold: !options.live })
+  await tail.close()
+}
+
 /** What is to be imported next; a newer one replaces one that is not finished. */
 interface ImportJob {
   readonly kind: ImportKind
@@ -152,7 +171,14 @@ class Session {
   #readableFromLsn: Lsn
   #following = false
   /** Begun by the time that it stands here: the redo beyond its start LSN may flow. */
-  #job: { readonly job: ImportJob; readonly session: PageImport; readonly abort: AbortController } | undefined
+  #job:
+    | {
+        readonly job: ImportJob
+        readonly session: PageImport
+        readonly abort: AbortController
+        readonly unchanged: UnchangedPages | undefined
+      }
+    | undefined
   #failure: unknown
 
   private constructor(
@@ -208,6 +234,8 @@ class Session {
   static async open(options: AttachOptions, totals: AttachTotals, again: boolean): Promise<Session> {
     const { datadir, live } = options
     // Before anything is made anywhere: is this a datadir that can be followed?
+    if (!live)
+      await refuseRunningServer(datadir, 'use "palimpsest attach", which copies it while the server works')
     const scan = await scanDatadir(datadir, { live })
     const ownLog = join(scan.datadir, 'ib_logfile0')
     const checkpoint = await readCheckpoint(ownLog)
@@ -223,6 +251,8 @@ class Session {
           `timeline ${options.timeline} has pages of ${status.summary.innodbPageSize} bytes, but ${datadir} has pages of ${scan.pageSize}; choose another timeline`,
         )
       const path = options.redoFile ?? ownLog
+      // Before another agent, which may be the right one, is put out of its office.
+      if (status) await checkBelongs(options, status, servers, scan, path)
       const timeline =
         status?.summary.timeline ??
         (await createTimeline(servers, {
@@ -418,19 +448,25 @@ class Session {
   async #beginJob(job: ImportJob): Promise<void> {
     this.#job?.abort.abort()
     const abort = new AbortController()
+    const unchanged = job.afterLsn === undefined ? undefined : new UnchangedPages()
     const session = await PageImport.begin({
       pageServer: this.#servers.pageServer,
       timeline: this.#timeline,
       kind: job.kind,
       startLsn: job.startLsn,
       ...(job.afterLsn === undefined ? {} : { afterLsn: job.afterLsn }),
+      ...(unchanged
+        ? {
+            onUnchanged: (space: number, page: number, lsn: Lsn) => unchanged.offer(space, page, lsn),
+          }
+        : {}),
       live: this.#o.live,
       signal: abort.signal,
       yieldToRedo: () => this.#yieldToRedo(abort.signal),
       onProgress: bytes => this.#onCopied?.(bytes),
       rescue: (space, page) => this.#rescue(space, page),
     })
-    this.#job = { job, session, abort }
+    this.#job = { job, session, abort, unchanged }
     this.#o.onState?.({
       kind: 'importing',
       timeline: this.#timeline,
@@ -513,6 +549,7 @@ class Session {
     if (this.#job?.session !== session) throw retryError('the import was begun anew')
     // The page server must know of the gap that this import mends, and be able to read at its end.
     await this.#ingested(end)
+    await this.#checkUnchanged(job)
     await session.end(end, spaces)
     this.#readableFromLsn = job.kind === 'full' ? end : this.#readableFromLsn
     this.#totals.importedPages += session.pages
@@ -520,6 +557,13 @@ class Session {
       `imported ${session.pages} pages in ${((performance.now() - started) / 1000).toFixed(1)} s; readable from LSN ${end}`,
       { pages: session.pages, readableFromLsn: end },
     )
+  }
+
+  /** Nothing of a repair counts before it is sure that it mends this timeline. */
+  async #checkUnchanged({ afterLsn }: ImportJob): Promise<void> {
+    if (afterLsn === undefined || afterLsn < this.#readableFromLsn) return
+    const source = { pageServer: this.#servers.pageServer, timeline: this.#timeline, lsn: afterLsn }
+    await this.#job?.unchanged?.check(source, this.#o.datadir, this.#o.timeline)
   }
 
   /** The LSN from which on the copied pages are right, with all of the redo up to it durable. */
@@ -550,6 +594,15 @@ class Session {
       { fromLsn: from, toLsn: to },
     )
     this.#o.onState?.({ kind: 'overtaken', fromLsn: from, toLsn: to })
+    await this.#ingested(from)
+    if (from >= this.#readableFromLsn) {
+      const source = { pageServer: this.#servers.pageServer, timeline: this.#timeline, lsn: from }
+      await checkSomePages(
+        await scanDatadir(this.#o.datadir, { live: this.#o.live }),
+        source,
+        this.#o.timeline,
+      )
+    }
     await this.#writer.skip(to)
     await this.#writer.durable()
     await this.#tail.restartAt(to)

@@ -25,6 +25,8 @@ export interface PageImportOptions {
   readonly startLsn: Lsn
   /** Only pages that changed after this LSN. */
   readonly afterLsn?: Lsn
+  /** Told about the others. */
+  readonly onUnchanged?: (space: number, page: number, lsn: Lsn) => void
   readonly live: boolean
   readonly signal?: AbortSignal | undefined
   /** Awaited before each read: lets the redo go first. */
@@ -65,7 +67,7 @@ export class PageImport {
   async copy(space: SpaceFile): Promise<boolean> {
     const reader = await SpaceReader.open(space)
     if (!reader) return false
-    const { signal, afterLsn, live, rescue } = this.#options
+    const { signal, afterLsn, live, rescue, onUnchanged } = this.#options
     try {
       // From here on the file is the same, whatever it is called.
       const first = live ? await reader.readRawPage(0) : undefined
@@ -76,6 +78,9 @@ export class PageImport {
       for await (const { images, bytesRead } of reader.pages({
         live,
         ...(afterLsn === undefined ? {} : { afterLsn }),
+        ...(onUnchanged === undefined
+          ? {}
+          : { onUnchanged: (page: number, lsn: Lsn) => onUnchanged(space.space, page, lsn) }),
         ...(signal === undefined ? {} : { signal }),
         ...(rescue === undefined ? {} : { rescue: page => rescue(space, page) }),
         onSkip: () => {

@@ -42,6 +42,8 @@ export const CHUNK_BYTES_MAX = 1 << 20
 const PEEK_BYTES = 4096
 /** So much of what was handed out is compared with every look: the end of a mini-transaction and its checksum. */
 const CONTINUITY_BYTES = 32
+/** CRC-32C at the end of a mini-transaction; it leaves out the sequence bit. */
+const CHECKSUM_BYTES = 4
 /**
  * A mini-transaction that repeats an earlier one is believed after so long: the server writes out its log buffer every
  * second (innodb_flush_log_at_timeout), and with it whatever has the place.
@@ -521,10 +523,23 @@ export class RingTail {
     this.#next = undefined
     await old.file.close()
     await this.#verifyPosition()
+    await this.#compareChecksum()
     // The same redo has other sequence bits in a ring of another size.
     this.#continuity = new Uint8Array(0)
     await this.#resetGuard()
     return { kind: 'wait' }
+  }
+
+  /** A new file that reaches back before the position must have the same mini-transaction there. */
+  async #compareChecksum(): Promise<void> {
+    const { geometry } = this.#log
+    const known = this.#continuity.subarray(-CHECKSUM_BYTES)
+    if (known.length < CHECKSUM_BYTES || this.#position - CHECKSUM_BYTES < geometry.firstLsn) return
+    const buffer = Buffer.alloc(CHECKSUM_BYTES)
+    await this.#readRing(buffer, 0, (this.#position - CHECKSUM_BYTES) as Lsn, CHECKSUM_BYTES)
+    if (Buffer.compare(buffer, known) === 0) return
+    if ((await this.refreshCheckpoint()) > this.#position) return
+    throw new DivergedLogError(this.path, this.#position, 'the new log file has other redo there')
   }
 
   /** Goes from one mini-transaction to the next. Returns where that ended: at `to`, if both are on the way. */

@@ -28,6 +28,7 @@ import { listSpaces, resolveMoment } from '../datadir/at-lsn.ts'
 import { DatadirError } from '../datadir/errors.ts'
 import { type FetchedPage, fetchPages } from '../datadir/page-fetcher.ts'
 import { SpaceReader } from '../datadir/page-reader.ts'
+import { refuseRunningServer } from '../datadir/running-server.ts'
 import { type SpaceFile, scanDatadir } from '../datadir/scan.ts'
 import { invalidError } from '../shared/errors.ts'
 import type { Progress } from '../shared/progress.ts'
@@ -76,6 +77,7 @@ const RUN_GAP_PAGES = 16
 /** @throws PalimpsestError, DatadirError when no comparison is possible */
 export async function verifyDatadir(options: VerifyOptions): Promise<VerifyResult> {
   const { pageServer, status, datadir, progress } = options
+  await refuseRunningServer(datadir, 'shut it down cleanly, and verify then')
   // Copies of tablespaces alone will do if one says what they are copies of.
   const scan = await scanDatadir(datadir, { withoutLog: options.lsn !== undefined })
   const hasLog = existsSync(join(scan.datadir, 'ib_logfile0'))

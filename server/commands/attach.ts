@@ -15,6 +15,7 @@ interface Options extends ClientOptions, AdminCommandOptions {
   id?: TimelineId
   socket?: string
   once: boolean
+  sameServer: boolean
   include: string[]
   exclude: string[]
 }
@@ -34,6 +35,11 @@ export function registerAttach(program: Command): void {
         .addOption(newTimelineOption())
         .option('--once', 'stop when caught up with the end of the log', false)
         .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
+        .option(
+          '--same-server',
+          "the timeline's server has other Aria logs than before: go on with this datadir all the same",
+          false,
+        )
         .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
         .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect, []),
     ),
@@ -91,6 +97,7 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
         security: openClientSecurity(options),
         once: options.once,
         live: true,
+        sameServer: options.sameServer,
         rules: { include: options.include, exclude: options.exclude },
         signal,
         progress,

@@ -44,6 +44,8 @@ export interface PageBatch {
 export interface ReadPagesOptions {
   /** Only pages with a FIL_PAGE_LSN beyond this one. */
   readonly afterLsn?: Lsn
+  /** Told about the others. */
+  readonly onUnchanged?: (page: number, lsn: Lsn) => void
   /** The server is running: pages may be torn, the file may vanish. */
   readonly live?: boolean
   readonly signal?: AbortSignal
@@ -240,8 +242,12 @@ export class SpaceReader {
           if (!image) continue
         } else image = decoded
         const lsn = pageLsn(image)
-        if (options.afterLsn !== undefined && lsn <= options.afterLsn) continue
         if (lsn === 0 && isZeroPage(image, format.physicalSize)) continue
+        // IMPORT TABLESPACE writes pages with an LSN of 0, and they may be younger than anything.
+        if (options.afterLsn !== undefined && lsn !== 0 && lsn <= options.afterLsn) {
+          options.onUnchanged?.(page, lsn)
+          continue
+        }
         images.push({ page, bytes: image, lsn })
       }
       at += count

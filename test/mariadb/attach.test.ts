@@ -1,9 +1,10 @@
 // The attach agent beside a real server that works, dies, restarts, resizes its log and races round it. What counts each
 // time: after a clean shutdown no page of the timeline differs from the server's own files.
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { Cluster } from '../support/cluster.ts'
-import { MariadbServer, mariadbSkip } from '../support/mariadb.ts'
+import { copyDatadir, MariadbServer, mariadbSkip } from '../support/mariadb.ts'
 import { BankWorkload } from '../support/workloads/bank.ts'
 import { DdlMixer } from '../support/workloads/ddl.ts'
 import { sysbenchPrepare, sysbenchRun, sysbenchSkip } from '../support/workloads/sysbench.ts'
@@ -180,6 +181,48 @@ t.test('killed while it repairs: the next agent does it over', { skip }, async t
   await verifyClean(t, cluster, server)
   await second.stop()
 })
+
+t.test(
+  'another server, or an older state of it, is refused, and the agent at work goes on',
+  { skip },
+  async t => {
+    const small = { logFileSizeBytes: 4 << 20, bufferPoolBytes: 16 << 20 }
+    const server = await MariadbServer.create(t, small)
+    await server.sql('CREATE DATABASE ring')
+    await server.sql('CREATE TABLE ring.t (id INT AUTO_INCREMENT PRIMARY KEY, v VARCHAR(300), KEY (v))')
+    const insert = (into: MariadbServer): Promise<unknown> =>
+      into.sql('INSERT INTO ring.t (v) SELECT REPEAT(MD5(RAND(seq)), 8) FROM ring.seq_1_to_2000')
+    await insert(server)
+    await server.stop()
+    const old = join(t.testdir(), 'old')
+    await copyDatadir(server.datadir, old)
+    await server.start()
+    const cluster = await Cluster.start(t)
+    const agent = cluster.attach(t, server.datadir, 'db')
+    await agent.saw('following')
+
+    const other = await MariadbServer.create(t, { installArgs: ['--innodb-undo-tablespaces=1'] })
+    const foreign = await cluster.cli('attach', '--datadir', other.datadir, '--timeline', 'db', '--once')
+    t.equal(foreign.code, 1)
+    t.match(foreign.stderr, /aria_log_control: this is not the server that timeline db follows/)
+    await other.remove()
+    await insert(server)
+
+    const restored = await MariadbServer.open(t, old, small)
+    const ahead = (await server.currentLsn()) + (6 << 20)
+    while ((await restored.currentLsn()) < ahead) await insert(restored)
+    const parted = await cluster.cli('attach', '--datadir', old, '--timeline', 'db', '--once')
+    t.equal(parted.code, 1)
+    t.match(parted.stderr, /does not continue (timeline db|the one that was followed)/)
+    await restored.remove()
+
+    t.equal((await agent.stop())['overtaken'], 0)
+    const again = cluster.attach(t, server.datadir, 'db')
+    await again.saw('following')
+    await verifyClean(t, cluster, server)
+    await again.stop()
+  },
+)
 
 t.test('a second agent takes over, and the first one stops', { skip }, async t => {
   const server = await MariadbServer.create(t)
