@@ -8,7 +8,7 @@
  *
  * The thread tells when it read; the LSN comes from the main thread, which keeps it where the thread can see it.
  */
-import { type FSWatcher, lstatSync, readdirSync, readFileSync, watch } from 'node:fs'
+import { type FSWatcher, lstatSync, readdirSync, readFileSync, statSync, watch } from 'node:fs'
 import { join } from 'node:path'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 import type { Lsn } from '../../protocol/ids.ts'
@@ -151,7 +151,7 @@ function runThread({ datadir, position }: ThreadData): void {
   parentPort!.on('message', ({ directory, list }: WatchRequest) => {
     const full = join(datadir, directory)
     try {
-      const inode = lstatSync(full, { bigint: true }).ino
+      const inode = statSync(full, { bigint: true }).ino
       const before = watchers.get(directory)
       if (before?.inode === inode) return
       before?.watcher.close()

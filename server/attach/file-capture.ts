@@ -9,8 +9,8 @@
  * Changes are noticed by fs.watch, which may lose events, and by a regular walk over the whole datadir, which may not.
  * A file counts as read if its size, time and inode were the same before and after.
  */
-import { type FSWatcher, lstatSync, watch } from 'node:fs'
-import { type FileHandle, lstat, open, readdir } from 'node:fs/promises'
+import { type FSWatcher, type Stats, statSync, watch } from 'node:fs'
+import { type FileHandle, open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { crc32c } from '../../protocol/crc32c.ts'
 import type { Lsn } from '../../protocol/ids.ts'
@@ -52,6 +52,7 @@ const READ_BYTES_PER_MS = 10_000
 /** Times in files are as coarse as the kernel's tick: a file as young as this may change again and look the same. */
 const YOUNG_MS = 50
 const READ_ATTEMPTS = 5
+const DEPTH_MAX = 3
 /** How often the thread that reads definitions is told the LSN. */
 const POSITION_MS = 2
 /** The receiver makes files durable that arrive together with one write. */
@@ -183,10 +184,15 @@ export class FileCapture {
       }
       for (const entry of entries) {
         const path = directory === '' ? entry.name : `${directory}/${entry.name}`
-        if (entry.isDirectory()) {
+        // A database, or a table with DATA DIRECTORY of another engine, may be a symbolic link to another disk.
+        const isLink = entry.isSymbolicLink()
+        const is = isLink ? await this.#followed(path) : entry
+        if (is?.isDirectory()) {
           // Databases are one level deep; nothing of the server's lies deeper but what other engines make.
-          if (depth < 3 && isWatchedDirectory(entry.name)) await walk(path, depth + 1)
-        } else if (entry.isFile() && isCaptured(path, this.#options.rules)) result.push(path)
+          if (depth < DEPTH_MAX && isWatchedDirectory(entry.name))
+            await walk(path, isLink ? DEPTH_MAX : depth + 1)
+        } else if (is?.isFile() && !(isLink && directory === '') && isCaptured(path, this.#options.rules))
+          result.push(path)
       }
       this.#watchDirectory(directory)
     }
@@ -194,12 +200,23 @@ export class FileCapture {
     return result.sort((a, b) => captureOrder(a) - captureOrder(b) || (a < b ? -1 : 1))
   }
 
+  /** What a symbolic link leads to; undefined if to nothing. */
+  async #followed(path: string): Promise<Stats | undefined> {
+    try {
+      return await stat(join(this.#options.datadir, path))
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      if (isMissing(error) || code === 'ELOOP') return undefined
+      throw explainSystemError(join(this.#options.datadir, path), error)
+    }
+  }
+
   #watching = false
 
   #watchDirectory(directory: string, isNew = false): void {
     if (!this.#watching || this.#closed) return
     try {
-      const inode = lstatSync(join(this.#options.datadir, directory), { bigint: true }).ino
+      const inode = statSync(join(this.#options.datadir, directory), { bigint: true }).ino
       const before = this.#watchers.get(directory)
       // A database that was dropped and made again has another directory.
       if (before?.inode === inode) return
@@ -316,7 +333,7 @@ export class FileCapture {
     for (let attempt = 1; ; attempt++) {
       let file: FileHandle
       try {
-        if (!(await lstat(full)).isFile()) return
+        if (!(await stat(full)).isFile()) return
         file = await open(full, 'r')
       } catch (error) {
         if (!isMissing(error)) throw explainSystemError(full, error)
@@ -382,7 +399,7 @@ export class FileCapture {
       heldAt = offset
       offset += bytesRead
     }
-    const after = await lstat(join(this.#options.datadir, path), { bigint: true }).catch(() => undefined)
+    const after = await stat(join(this.#options.datadir, path), { bigint: true }).catch(() => undefined)
     if (!after || after.size !== before.size || after.mtimeNs !== before.mtimeNs || after.ino !== before.ino)
       return false
     const young = seen - Number(before.mtimeMs) < YOUNG_MS

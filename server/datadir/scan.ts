@@ -137,10 +137,10 @@ export async function scanDatadir(datadir: string, options: ScanOptions = {}): P
   const bySpace = new Map<number, SpaceFile>()
   for (const space of spaces) {
     const other = bySpace.get(space.space)
-    if (other && !options.live)
+    if (other && (!options.live || (await areBoth(space, other))))
       throw new DatadirError(
         space.parts[0]!.path,
-        `has the same tablespace id ${space.space} as ${other.parts[0]!.path}; remove the one that is not in use`,
+        `has the same tablespace id ${space.space} as ${other.parts[0]!.path}; move the one that is not in use out of the datadir`,
       )
     if (space.format.logicalSize !== pageSize)
       throw new DatadirError(
@@ -201,6 +201,13 @@ function refuseStrangers(root: string, names: readonly string[], withoutLog: boo
 
 async function isAbsent(path: string): Promise<boolean> {
   return await stat(path).then(() => false, isMissing)
+}
+
+/** Two files with one id are really there, other than while one is renamed: a copy, or what is to be imported. */
+async function areBoth(a: SpaceFile, b: SpaceFile): Promise<boolean> {
+  const inodes = async (space: SpaceFile): Promise<bigint | undefined> =>
+    (await stat(space.parts[0]!.path, { bigint: true }).catch(() => undefined))?.ino
+  return a.inode !== b.inode && (await inodes(a)) === a.inode && (await inodes(b)) === b.inode
 }
 
 /** A link file is one line: the absolute path of the .ibd file. */

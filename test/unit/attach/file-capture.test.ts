@@ -1,4 +1,5 @@
-import { appendFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { appendFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
@@ -59,6 +60,24 @@ t.test('takes all files, then only those that changed', async t => {
   await capture.sweep()
   t.strictSame(files.get('db/t.frm')!.at(-1), { lsn: 300, content: Buffer.from('two') })
   t.strictSame(files.get('aria_log_control')!.at(-1), { lsn: 300, content: undefined })
+})
+
+t.test('follows symbolic links of databases and of tables, one level deep', async t => {
+  const { dir, files, capture } = setUp(t)
+  const elsewhere = mkdtempSync(join(tmpdir(), 'pal-links-'))
+  t.teardown(() => rmSync(elsewhere, { recursive: true }))
+  mkdirSync(join(elsewhere, 'far/deeper'), { recursive: true })
+  writeFileSync(join(elsewhere, 'far/t.frm'), 'far')
+  for (const file of ['far/deeper/x.frm', 'my.cnf']) writeFileSync(join(elsewhere, file), 'no')
+  writeFileSync(join(elsewhere, 'm.MYD'), 'rows')
+  mkdirSync(join(dir, 'db'))
+  symlinkSync(join(elsewhere, 'far'), join(dir, 'linked'))
+  symlinkSync(join(elsewhere, 'm.MYD'), join(dir, 'db/m.MYD'))
+  symlinkSync(join(elsewhere, 'nothing'), join(dir, 'db/dangling.MYD'))
+  symlinkSync(join(elsewhere, 'my.cnf'), join(dir, 'my.cnf'))
+  await capture.sweep()
+  t.strictSame([...files.keys()].sort(), ['db/m.MYD', 'linked/t.frm'])
+  t.strictSame(files.get('db/m.MYD')!.at(-1)!.content, Buffer.from('rows'))
 })
 
 t.test('notices changes by itself, new directories too', async t => {

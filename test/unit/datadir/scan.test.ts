@@ -109,6 +109,16 @@ t.test('refuses what it cannot follow, and says why', async t => {
   await t.rejects(scanDatadir(empty), { message: /is empty/ })
 })
 
+t.test('two files with one id are refused beside a running server as well', async t => {
+  const dir = fakeDatadir(t.testdir(), {
+    'a/t.ibd': fakeSpace({ space: 5, pages: 4 }),
+    'b/copy.ibd': fakeSpace({ space: 5, pages: 4 }),
+  })
+  await t.rejects(scanDatadir(dir, { live: true }), {
+    message: /copy\.ibd: has the same tablespace id 5 as .*t\.ibd; move the one/,
+  })
+})
+
 t.test('encrypted tablespaces are refused, unless nothing in them is', async t => {
   const make = (type: number, keyVersion: number): Buffer => {
     const file = fakeSpace({ space: 5, pages: 4 })
