@@ -54,6 +54,13 @@ const LOG_FILE_BYTES = 96 << 20
 const LOG_CREATOR = 'Backup Palimpsest'
 const WRITE_BYTES = 4 << 20
 const FILES_AT_ONCE = 16
+/**
+ * Tablespaces that are written side by side: each waits for the disk in the end, and most are small. A large one has 16 MiB
+ * on its way and up to 8 MiB being written, a small one all of its pages.
+ */
+const LARGE_AT_ONCE = 2
+const SMALL_AT_ONCE = 6
+const SMALL_BYTES_MAX = 4 << 20
 const DIRECTORY_MODE = 0o700
 const FILE_MODE = 0o660
 
@@ -86,7 +93,7 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
     writer.onProgress = bytes => task.update(bytes)
     if (!spaces.some(space => space.space === 0))
       throw corruptError(`timeline ${status.summary.name} has no system tablespace at LSN ${lsn}`, lsn)
-    for (const space of spaces) await writer.writeSpace(space)
+    await writer.writeSpaces(spaces)
     await writer.writeFiles(files)
     for (const { path, mode, mtimeMs, content } of replaced)
       await writer.writeContent(path, content, mode, mtimeMs)
@@ -237,7 +244,21 @@ class DatadirWriter {
     return join(this.#out, relative)
   }
 
-  async writeSpace(space: SpaceItem): Promise<void> {
+  async writeSpaces(spaces: readonly SpaceItem[]): Promise<void> {
+    const isSmall = ({ flags, pages }: SpaceItem): boolean =>
+      pages * parseSpaceFlags(flags).physicalSize <= SMALL_BYTES_MAX
+    const small = spaces.filter(isSmall)
+    const large = spaces.filter(space => !isSmall(space))
+    await atOnce(
+      [
+        { items: large, count: LARGE_AT_ONCE },
+        { items: small, count: SMALL_AT_ONCE },
+      ],
+      space => this.#writeSpace(space),
+    )
+  }
+
+  async #writeSpace(space: SpaceItem): Promise<void> {
     const format = parseSpaceFlags(space.flags)
     if (space.space === 0) {
       await this.#writeSystem(space, format)
@@ -290,8 +311,13 @@ class DatadirWriter {
       let run: Uint8Array[] = []
       let runStart = 0
       let runBytes = 0
+      // One write is under way while the next pages are taken in.
+      let writing: Promise<void> | undefined
       const flush = async (): Promise<void> => {
-        if (runBytes > 0) await writeAll(file, run, runStart)
+        await writing
+        writing = runBytes > 0 ? writeAll(file, run, runStart) : undefined
+        // Seen when the next one is due; until then it must not end the process.
+        writing?.catch(() => {})
         this.bytes += runBytes
         run = []
         runBytes = 0
@@ -325,6 +351,7 @@ class DatadirWriter {
         this.#done += batch.length * size
         this.onProgress(this.#done)
       }
+      await writing
       await file.sync()
     } finally {
       await file.close()
@@ -333,14 +360,7 @@ class DatadirWriter {
 
   /** Several at a time: most of them are small, and each waits for the disk. */
   async writeFiles(items: readonly FileItem[]): Promise<void> {
-    const rest = [...items]
-    const worker = async (): Promise<void> => {
-      for (let item = rest.shift(); item; item = rest.shift()) await this.#writeFile(item)
-    }
-    const workers = Array.from({ length: FILES_AT_ONCE }, worker)
-    // All have ended before anybody removes what they write.
-    const failed = (await Promise.allSettled(workers)).find(result => result.status === 'rejected')
-    if (failed) throw failed.reason
+    await atOnce([{ items, count: FILES_AT_ONCE }], item => this.#writeFile(item))
   }
 
   async #writeFile(item: FileItem): Promise<void> {
@@ -405,6 +425,30 @@ class DatadirWriter {
     await syncDirectory(dirname(this.#out))
     this.bytes += LOG_START_OFFSET
   }
+}
+
+/**
+ * Works through lists, each with a number of items at a time; after a failure nothing new is begun, and all have ended
+ * before anybody removes what they write.
+ */
+async function atOnce<T>(
+  lists: readonly { readonly items: readonly T[]; readonly count: number }[],
+  work: (item: T) => Promise<void>,
+): Promise<void> {
+  let failed = false
+  const worker = async (rest: T[]): Promise<void> => {
+    for (let item = rest.shift(); item !== undefined && !failed; item = rest.shift())
+      await work(item).catch(error => {
+        failed = true
+        throw error
+      })
+  }
+  const workers = lists.flatMap(({ items, count }) => {
+    const rest = [...items]
+    return Array.from({ length: Math.min(count, rest.length) }, () => worker(rest))
+  })
+  const failure = (await Promise.allSettled(workers)).find(result => result.status === 'rejected')
+  if (failure) throw failure.reason
 }
 
 function* range(from: number, to: number): Generator<number> {
