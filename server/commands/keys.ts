@@ -7,10 +7,11 @@ import { PRIVATE, PUBLIC, writeNew } from '../keys/key-files.ts'
 import { ApiKeys, apiKeyLine, makeApiKey } from '../shared/api-keys.ts'
 import { CREDENTIAL_NAME, parseScopes } from '../shared/scopes.ts'
 import { makeSigningKey, parseKeySet, publicJwk, readSigningKey, signToken } from '../shared/tokens.ts'
-import { integerArgument, printJson, UsageError } from './common.ts'
+import { integerArgument, nodeNameArgument, printJson, UsageError } from './common.ts'
 
 const LOCAL_HOSTS = ['localhost', '127.0.0.1', '::1']
 const HOUR_MS = 3600_000
+const NODE_NAME = /^[A-Za-z0-9_-]{1,32}$/
 
 export function registerKeys(program: Command): void {
   const keys = program
@@ -24,10 +25,10 @@ those of your own CA.
 
 Example: TLS and two tokens for one machine
   palimpsest keys ca --out keys
-  palimpsest keys node local --ca keys
+  palimpsest keys node local --ca keys --node sk1,sk2,sk3
   palimpsest keys token-key --out keys
   palimpsest keys token me --key keys/token.key --scope admin --out keys/me.token
-  palimpsest keys token servers --key keys/token.key --scope pageserver --scope peer --out keys/servers.token
+  palimpsest keys token servers --key keys/token.key --scope pageserver,peer:sk1,peer:sk2,peer:sk3 --out keys/servers.token
   palimpsest dev --tls-cert keys/local.pem --tls-key keys/local.key --token-keys keys/token-keys.json \\
                  --tls-ca keys/ca.pem --token-file keys/servers.token
   palimpsest status --tls-ca keys/ca.pem --token-file keys/me.token`,
@@ -61,6 +62,11 @@ Example: TLS and two tokens for one machine
         hostsArgument,
         LOCAL_HOSTS,
       )
+      .option(
+        '--node <NAME[,NAME…]>',
+        'safekeepers as which its holder may speak to others, if it is not <name> alone',
+        nodesArgument,
+      )
       .option('--out <DIR>', 'where to write (default: the directory of --ca)')
       .option('--days <N>', 'valid for', integerArgument(1, 36_500), 365)
       .option(
@@ -71,18 +77,27 @@ Example: TLS and two tokens for one machine
   ).action(
     async (
       name: string,
-      options: { ca: string; host: string[]; out?: string; days: number; renew: boolean; json: boolean },
+      options: {
+        ca: string
+        host: string[]
+        node?: string[]
+        out?: string
+        days: number
+        renew: boolean
+        json: boolean
+      },
     ) => {
       const ca = { cert: await text(join(options.ca, 'ca.pem')), key: await text(join(options.ca, 'ca.key')) }
       const { makeNodeCertificate } = await import('../keys/certificates.ts')
-      const pair = await makeNodeCertificate(ca, name, options.host, options.days)
+      const nodes = options.node ?? (NODE_NAME.test(name) ? [name] : [])
+      const pair = await makeNodeCertificate(ca, name, options.host, options.days, nodes)
       const out = options.out ?? options.ca
       const files = { key: join(out, `${name}.key`), cert: join(out, `${name}.pem`) }
       await writeNew(files.key, pair.key, PRIVATE, options.renew)
       await writeNew(files.cert, pair.cert, PUBLIC, options.renew)
       report(
         options.json,
-        { ...files, hosts: options.host },
+        { ...files, hosts: options.host, nodes },
         `${files.cert} and ${files.key}, for ${options.host.join(', ')}`,
       )
     },
@@ -164,7 +179,7 @@ Example: TLS and two tokens for one machine
 }
 
 const SCOPE_HELP =
-  'admin, peer, pageserver, read:ID, write:ID, read:* or write:* (ID: of a timeline); repeat for several'
+  'admin, peer:NODE, pageserver, read:ID, write:ID, read:* or write:* (ID: of a timeline, NODE: name of a safekeeper); repeat for several'
 
 function jsonOption(command: Command): Command {
   return command.option('--json', 'machine-readable output', false)
@@ -184,6 +199,10 @@ function hostsArgument(value: string): string[] {
     if (isIP(host) === 0 && !/^(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})$/.test(host))
       throw new InvalidArgumentError(`"${host}" is neither a host name nor an IP address.`)
   return hosts
+}
+
+function nodesArgument(value: string): string[] {
+  return value.split(',').map(name => nodeNameArgument(name.trim()))
 }
 
 function collectScopes(value: string, all: string[] = []): string[] {

@@ -8,6 +8,7 @@ import { createPrivateKey, KeyObject, webcrypto, X509Certificate } from 'node:cr
 import { isIP } from 'node:net'
 import * as x509 from '@peculiar/x509'
 import { invalidError } from '../shared/errors.ts'
+import { NODE_URN } from '../shared/node-names.ts'
 
 const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const
 const DAY_MS = 24 * 3600_000
@@ -59,7 +60,7 @@ export async function makeCa(name: string, days: number): Promise<CertificatePai
 }
 
 /**
- * A certificate for a node that is reached under `hosts` (names and IP addresses).
+ * A certificate for a node that is reached under `hosts` (names and IP addresses), and may speak as the safekeepers `nodes`.
  * @throws PalimpsestError of kind invalid if `ca` is no pair of a CA
  */
 export async function makeNodeCertificate(
@@ -67,6 +68,7 @@ export async function makeNodeCertificate(
   name: string,
   hosts: readonly string[],
   days: number,
+  nodes: readonly string[] = [],
 ): Promise<CertificatePair> {
   const issuer = new X509Certificate(ca.cert)
   const issuerKey = createPrivateKey(ca.key)
@@ -89,9 +91,10 @@ export async function makeNodeCertificate(
       new x509.BasicConstraintsExtension(false, undefined, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
       new x509.ExtendedKeyUsageExtension([serverAuth, clientAuth]),
-      new x509.SubjectAlternativeNameExtension(
-        hosts.map(host => ({ type: isIP(host) ? ('ip' as const) : ('dns' as const), value: host })),
-      ),
+      new x509.SubjectAlternativeNameExtension([
+        ...hosts.map(host => ({ type: isIP(host) ? ('ip' as const) : ('dns' as const), value: host })),
+        ...nodes.map(node => ({ type: 'url' as const, value: NODE_URN + node })),
+      ]),
       await x509.AuthorityKeyIdentifierExtension.create(issuerCertificate.publicKey),
       await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
     ],

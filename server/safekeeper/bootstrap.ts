@@ -102,7 +102,9 @@ async function ask(options: BootstrapOptions, address: Address): Promise<PeerHel
     return message
   } catch (error) {
     const { kind, message } = toPalimpsestError(error)
-    options.log.debug({ peer: formatAddress(address), kind, reason: message }, 'peer not reached')
+    // A wrong token or certificate does not pass by itself.
+    const say = kind === 'retry' ? options.log.debug : options.log.warn
+    say.call(options.log, { peer: formatAddress(address), kind, reason: message }, 'peer not reached')
     return undefined
   } finally {
     connection?.close()

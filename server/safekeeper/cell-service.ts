@@ -1,6 +1,6 @@
 /** The messages among the nodes of a cell, and those of whoever looks after it. */
 import { MessageType } from '../../protocol/messages.ts'
-import type { Service } from '../shared/listener.ts'
+import type { RequestContext, Service } from '../shared/listener.ts'
 import type { Members } from './members.ts'
 import type { CellNode } from './node.ts'
 
@@ -9,13 +9,13 @@ export function cellService(node: CellNode): Service {
     <M extends { readonly type: number }>(run: (members: Members, message: M) => Promise<void>) =>
     async (
       request: Parameters<CellNode['elsewhere']>[0] & { readonly message: M },
-      ctx: Parameters<CellNode['elsewhere']>[1],
+      ctx: RequestContext,
     ): Promise<void> => {
-      if (node.leading === undefined) await node.leaderKnown()
-      // Never passed on: the one who asks may do what this node may not.
-      if (node.leading === undefined) return node.elsewhere(request, ctx, undefined)
-      await run(node.members, request.message)
-      ctx.reply({ type: MessageType.Ok })
+      const here = async () => {
+        await run(node.members, request.message)
+        ctx.reply({ type: MessageType.Ok })
+      }
+      await (node.leading === undefined ? node.elsewhere(request, ctx, here, 'slow') : here())
     }
 
   return {

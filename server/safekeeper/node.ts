@@ -32,7 +32,7 @@ import { CellTimelines } from './cell-timelines.ts'
 import { createCore } from './core/consensus.ts'
 import type { CoreTiming, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
 import { Driver } from './driver.ts'
-import { Forwarder } from './forward.ts'
+import { type ForwardedReply, Forwarder } from './forward.ts'
 import { CellLog, type CellLogStats } from './log/cell-log.ts'
 import type { PackRunner } from './log/packer.ts'
 import { SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_EVERY_MS_DEFAULT } from './log/scrub.ts'
@@ -540,16 +540,18 @@ export class CellNode {
 
   /**
    * A request that this node cannot answer because it does not lead: waits a little if there is no leader at present, then
-   * answers it itself (`here`) if it has become the leader, passes it on, or says where to go.
+   * answers it itself (`here`) if it has become the leader, passes it on, or says where to go. A `slow` one has no deadline when
+   * it is passed on.
    */
   async elsewhere(
     request: IncomingRequest<{ readonly type: number }>,
     ctx: RequestContext,
-    here: (() => Promise<void> | void) | undefined,
+    here: () => Promise<void> | void,
+    pace: 'quick' | 'slow' = 'quick',
   ): Promise<void> {
     await this.leaderKnown()
     const { member } = this
-    if (here !== undefined && this.leading !== undefined) return here()
+    if (this.leading !== undefined) return here()
     const address = this.leaderAddress
     if (member === undefined || address === '' || member.driver.role === 'leader')
       throw retryError(
@@ -557,10 +559,14 @@ export class CellNode {
           ? 'this safekeeper is in no cell yet: it waits for its peers, or to be added'
           : 'the cell has no leader at present: are a quorum of its safekeepers up and connected?',
       )
-    if (ctx.wantsForward && here !== undefined)
-      return this.forwarder.forward(address, request as IncomingRequest<Message & Request>, reply =>
-        ctx.reply(reply.message as ReplyMessage, { more: reply.more, bulk: reply.bulk }),
-      )
+    if (ctx.wantsForward) {
+      const asked = request as IncomingRequest<Message & Request>
+      const reply = ({ message, more, bulk }: ForwardedReply) =>
+        ctx.reply(message as ReplyMessage, { more, bulk })
+      return pace === 'slow'
+        ? this.forwarder.forwardSlow(address, asked, reply, ctx.closed)
+        : this.forwarder.forward(address, asked, reply)
+    }
     throw new PalimpsestError(
       'refresh',
       `${member.driver.leader} at ${address} leads the cell, not ${this.nodeId}`,

@@ -6,20 +6,29 @@
  * - a look-up by name is judged by its answer, where one who may not read everything gets the same refusal whether the
  *   timeline is absent or another's; and lists are cut down to what the asker may read;
  * - the pieces of an import name a session; whoever may write only some timelines must have begun it on this connection.
+ *
+ * A safekeeper passes requests on to the leader over a connection of its own. It has judged them here, by the scopes of the one
+ * who asked; so the leader takes exactly those that are `forwarded` from any safekeeper of the cell, and no others.
  */
 import type { TimelineId } from '../../protocol/ids.ts'
 import {
   type Message,
   MessageType,
   messageName,
+  type PeerNode,
   type Replies,
   type ReplyMessage,
 } from '../../protocol/messages.ts'
 import { invalidError, type PalimpsestError } from './errors.ts'
+import { NODE_URN } from './node-names.ts'
 import { type Need, type Principal, scopesFor } from './scopes.ts'
 
 interface Rule<M> {
   readonly need: Need
+  /** Safekeepers pass it on to their leader: it takes it from them, whatever their own scopes. */
+  readonly forwarded?: true
+  /** The safekeeper that the request says it comes from. */
+  readonly node?: (request: M) => string
   /** The timeline that the request is about; undefined: about none, or about all. */
   readonly timeline?: (request: M) => TimelineId | undefined
   /** Another timeline that the request reads. */
@@ -33,6 +42,13 @@ interface Rule<M> {
 type RuleTable = { readonly [K in keyof Replies as (typeof MessageType)[K]]?: Rule<Replies[K][0]> }
 
 const about = (need: Need) => ({ need, timeline: (request: { timeline: TimelineId }) => request.timeline })
+/** What goes to a cell's leader, through whichever safekeeper was asked. */
+const toLeader = (need: Need) => ({ ...about(need), forwarded: true as const })
+const change = { need: 'admin', forwarded: true } as const
+const fromNode = {
+  need: 'peer',
+  node: (request: { node: PeerNode }) => request.node.nodeId.slice(0, request.node.nodeId.lastIndexOf('.')),
+} as const
 const inSession = { need: 'write', session: (request: { session: number }) => request.session } as const
 const list = { need: 'any', judgeAnswer: () => true } as const
 
@@ -40,20 +56,21 @@ const list = { need: 'any', judgeAnswer: () => true } as const
 const RULES: RuleTable = {
   [MessageType.Ping]: { need: 'any' },
 
-  [MessageType.WalCreate]: about('append'),
-  [MessageType.WalOpen]: about('append'),
-  [MessageType.WalAppend]: about('append'),
-  [MessageType.WalSkip]: about('append'),
+  [MessageType.WalCreate]: toLeader('append'),
+  [MessageType.WalOpen]: toLeader('append'),
+  [MessageType.WalAppend]: toLeader('append'),
+  [MessageType.WalSkip]: toLeader('append'),
+  // Every safekeeper reads its own log to whoever asks.
   [MessageType.WalRead]: about('follow'),
-  [MessageType.WalState]: about('follow'),
-  [MessageType.WalTrim]: about('trim'),
-  [MessageType.WalList]: list,
-  [MessageType.WalDelete]: about('peer'),
-  [MessageType.WalShow]: about('follow'),
-  [MessageType.WalRename]: about('append'),
-  [MessageType.WalBranch]: { ...about('append'), ancestor: request => request.ancestor },
+  [MessageType.WalState]: toLeader('follow'),
+  [MessageType.WalTrim]: toLeader('trim'),
+  [MessageType.WalList]: { ...list, forwarded: true },
+  [MessageType.WalDelete]: toLeader('admin'),
+  [MessageType.WalShow]: toLeader('follow'),
+  [MessageType.WalRename]: toLeader('append'),
+  [MessageType.WalBranch]: { ...toLeader('append'), ancestor: request => request.ancestor },
   // Redo that was kept for the consumer may then be trimmed.
-  [MessageType.WalConsumerDrop]: about('peer'),
+  [MessageType.WalConsumerDrop]: toLeader('admin'),
 
   [MessageType.TimelineCreate]: about('write'),
   [MessageType.TimelineList]: list,
@@ -84,8 +101,15 @@ const RULES: RuleTable = {
   [MessageType.FileGet]: about('read'),
   [MessageType.FileVersions]: about('read'),
 
+  [MessageType.PeerHello]: fromNode,
+  [MessageType.PeerSubscribe]: fromNode,
+
   // Clients look for the leader with it.
   [MessageType.CellStatus]: { need: 'any' },
+  [MessageType.MemberAdd]: change,
+  [MessageType.MemberRemove]: change,
+  [MessageType.MemberReplace]: change,
+  [MessageType.TransferLeadership]: change,
 }
 
 /** By the type's high byte. A message that nobody thought of is closed, not open. */
@@ -126,6 +150,9 @@ export interface AnswerFilter {
   error(error: PalimpsestError): PalimpsestError
 }
 
+/** Names of nodes in the certificate that the client showed; undefined where none is asked for. */
+export type NodesCertified = () => readonly string[]
+
 /**
  * Judges a request. @returns what to do to its answers, or undefined: nothing
  * @throws PalimpsestError of kind invalid if the principal may not ask for this
@@ -134,10 +161,13 @@ export function authorize(
   principal: Principal,
   request: Message,
   sessions: ImportSessionsBegun,
+  certified?: NodesCertified,
 ): AnswerFilter | undefined {
   const rule = ruleOf(request.type)
   if (rule === undefined)
     throw invalidError(`${messageName(request.type)} is refused: no scope is known that allows it`)
+  const isPassedOn = rule.forwarded === true && principal.isPeer
+  if (isPassedOn) return undefined
   if (rule.judgeAnswer?.(request) === true) {
     const seesAll = rule.need === 'any' ? principal.seesAll : principal.allows(rule.need, undefined)
     return seesAll ? undefined : new ForSome(principal, request)
@@ -146,6 +176,7 @@ export function authorize(
     ? sessions.timelineOf(rule.session(request))
     : (rule.timeline?.(request) ?? undefined)
   if (!principal.allows(rule.need, timeline)) throw refusal(principal, rule, request, timeline)
+  if (rule.node !== undefined) checkNode(principal, rule.node(request), certified)
   const ancestor = rule.ancestor?.(request)
   const ancestorNeed = rule.need === 'write' ? 'read' : 'follow'
   if (ancestor !== undefined && !principal.allows(ancestorNeed, ancestor))
@@ -153,6 +184,20 @@ export function authorize(
   return request.type === MessageType.ImportBegin && !principal.allows('write', undefined)
     ? new RememberSession(sessions, request.timeline)
     : undefined
+}
+
+/** One safekeeper does not speak as another, by its token and by its certificate. */
+function checkNode(principal: Principal, node: string, certified: NodesCertified | undefined): void {
+  if (!principal.speaksAs(node))
+    throw invalidError(
+      `${describe(principal)} does not allow to speak as safekeeper ${node}: it takes peer:${node}`,
+    )
+  const names = certified?.()
+  if (names === undefined || names.includes(node)) return
+  throw invalidError(
+    `the client certificate is not one of safekeeper ${node} (it names ${names.join(', ') || 'no node'}): ` +
+      `make one with "palimpsest keys node ${node}", or with ${NODE_URN}${node} among its alternative names`,
+  )
 }
 
 function refusal(

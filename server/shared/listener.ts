@@ -161,6 +161,7 @@ export class Listener {
       software: options.software ?? 'palimpsest',
       log: options.log,
       authenticator: options.security?.authenticator,
+      wantsCertificates: options.security?.tls?.requireClientCertificate === true,
       stats: new ListenerStats(),
       requestBytes: 0,
       starved: new Set(),

@@ -1,9 +1,9 @@
 /**
  * What a credential permits. A scope is one of
  *
- *     admin | peer | pageserver | read:TIMELINE | write:TIMELINE | read:* | write:*
+ *     admin | peer:NODE | pageserver | read:TIMELINE | write:TIMELINE | read:* | write:*
  *
- * where TIMELINE is a timeline's id: names can be given to another timeline (docs/security.md).
+ * where TIMELINE is a timeline's id (names can be given to another timeline) and NODE a safekeeper's name (docs/security.md).
  */
 import type { TimelineId } from '../../protocol/ids.ts'
 import { invalidError } from './errors.ts'
@@ -22,7 +22,7 @@ export type Need =
   | 'append'
   /** To let a safekeeper forget redo. */
   | 'trim'
-  /** To act as a safekeeper towards another. */
+  /** To act as a safekeeper towards another; as which one, the rule says. */
   | 'peer'
   | 'admin'
 
@@ -30,17 +30,25 @@ export type Need =
 export const SCOPES_MAX = 64
 export const CREDENTIAL_NAME = /^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$/
 
+const SCOPE = /^(?:admin|peer:[A-Za-z0-9_-]{1,32}|pageserver|(?:read|write):(?:\*|[0-9a-f]{32}))$/
+
 /** Parses scopes that stand between spaces or commas. @throws PalimpsestError of kind invalid */
 export function parseScopes(text: string): string[] {
   const scopes = text.split(/[\s,]+/).filter(scope => scope !== '')
-  if (scopes.length === 0) throw invalidError('no scope: give admin, peer, pageserver, read:ID or write:ID')
+  if (scopes.length === 0)
+    throw invalidError('no scope: give admin, peer:NODE, pageserver, read:ID or write:ID')
   if (scopes.length > SCOPES_MAX) throw invalidError(`${scopes.length} scopes; at most ${SCOPES_MAX}`)
-  for (const scope of scopes)
-    if (!/^(?:admin|peer|pageserver|(?:read|write):(?:\*|[0-9a-f]{32}))$/.test(scope))
+  for (const scope of scopes) {
+    if (/^peer(?::\*?)?$/.test(scope))
       throw invalidError(
-        `"${scope.slice(0, 80)}" is not a scope: there are admin, peer, pageserver, read:ID, write:ID, read:* and write:*, ` +
-          'where ID is the 32 hexadecimal digits that "palimpsest timeline show NAME" prints',
+        `"${scope}" does not say which safekeeper its holder is: give peer:NODE, where NODE is its --id (several, if one process is several)`,
       )
+    if (!SCOPE.test(scope))
+      throw invalidError(
+        `"${scope.slice(0, 80)}" is not a scope: there are admin, peer:NODE, pageserver, read:ID, write:ID, read:* and write:*, ` +
+          'where ID is the 32 hexadecimal digits that "palimpsest timeline show NAME" prints, and NODE the name of a safekeeper',
+      )
+  }
   return scopes
 }
 
@@ -54,7 +62,8 @@ export class Principal {
   /** Names the key that vouched for it, so that its withdrawal can be noticed. */
   readonly vouchedBy: string
   private readonly admin: boolean
-  private readonly peer: boolean
+  /** Names of the safekeepers as which it may speak. */
+  private readonly peers: ReadonlySet<string>
   private readonly pageServer: boolean
   private readonly reads: ReadonlySet<string>
   private readonly writes: ReadonlySet<string>
@@ -72,7 +81,7 @@ export class Principal {
     const of = (prefix: string) =>
       scopes.filter(scope => scope.startsWith(prefix)).map(scope => scope.slice(prefix.length))
     this.admin = scopes.includes('admin')
-    this.peer = scopes.includes('peer')
+    this.peers = new Set(of('peer:'))
     this.pageServer = scopes.includes('pageserver')
     this.writes = new Set(of('write:'))
     this.reads = new Set([...of('read:'), ...this.writes])
@@ -89,16 +98,26 @@ export class Principal {
       case 'write':
         return has(this.writes, timeline)
       case 'follow':
-        return this.peer || this.pageServer || has(this.reads, timeline)
+        return this.pageServer || has(this.reads, timeline)
       case 'append':
-        return this.peer || has(this.writes, timeline)
+        return has(this.writes, timeline)
       case 'trim':
-        return this.peer || this.pageServer
+        return this.pageServer
       case 'peer':
-        return this.peer
+        return this.isPeer
       case 'admin':
         return false
     }
+  }
+
+  /** A safekeeper of the cell: what it passes on, it has judged by the scopes of the one who asked it. */
+  get isPeer(): boolean {
+    return this.peers.size > 0
+  }
+
+  /** Whether it may speak as the safekeeper of that name. */
+  speaksAs(node: string): boolean {
+    return this.admin || this.peers.has(node)
   }
 
   /** Whether the timeline may be in a list that it gets. */
@@ -132,7 +151,7 @@ export function scopesFor(need: Need, timeline: TimelineId | undefined): string 
     case 'trim':
       return 'pageserver'
     case 'peer':
-      return 'peer'
+      return 'peer:NODE'
     case 'admin':
       return ''
   }

@@ -5,6 +5,7 @@
  * the whole listener's bytes of requests. Replies that are given while one readable event is handled leave together.
  */
 import type { Socket } from 'node:net'
+import { TLSSocket } from 'node:tls'
 import {
   BULK_WAIT,
   type Frame,
@@ -25,11 +26,12 @@ import {
   roleNames,
 } from '../../protocol/messages.ts'
 import type { Admission, Place } from './admission.ts'
-import { authorize, ImportSessionsBegun } from './authorize.ts'
+import { authorize, ImportSessionsBegun, type NodesCertified } from './authorize.ts'
 import { internalError, MalformedError, PalimpsestError, toPalimpsestError } from './errors.ts'
 import type { AnyHandler, ListenerLimits, Service } from './listener.ts'
 import type { ListenerStats, RequestOutcome } from './listener-stats.ts'
 import type { Log } from './log.ts'
+import { nodesOf } from './node-names.ts'
 import { type ReplyOptions, RequestContext } from './request-context.ts'
 import { EVERYBODY, type Principal } from './scopes.ts'
 import type { Authenticator } from './server-security.ts'
@@ -46,6 +48,8 @@ export interface ListenerState {
   readonly admission: Admission
   /** Without it everybody may do everything. */
   readonly authenticator: Authenticator | undefined
+  /** Clients show certificates. */
+  readonly wantsCertificates: boolean
   readonly stats: ListenerStats
   /** Bytes of requests in flight over all connections, bulks that are still being received included. */
   requestBytes: number
@@ -66,6 +70,8 @@ export class ServerConnection {
   private readonly place: Place
   private principal: Principal = EVERYBODY
   private readonly imports = new ImportSessionsBegun()
+  /** Where clients must show a certificate: of which nodes it is one. */
+  private readonly certified: NodesCertified | undefined
   private readonly reader: FrameReader
   private readonly writer = new FrameWriter()
   private readonly inFlight = new Map<number, RequestContext>()
@@ -92,6 +98,10 @@ export class ServerConnection {
     this.place = place
     this.peer = `${socket.remoteAddress ?? '?'}:${socket.remotePort ?? 0}`
     this.log = state.log.child({ peer: this.peer })
+    if (state.wantsCertificates && socket instanceof TLSSocket) {
+      const certificate = socket.getPeerX509Certificate()
+      this.certified = () => (certificate === undefined ? [] : nodesOf(certificate))
+    }
     this.writer.frameBytesMax = HELLO_FRAME_BYTES_MAX
     this.reader = new FrameReader(
       {
@@ -203,7 +213,7 @@ export class ServerConnection {
   /** A service does not even set memory aside for a request that will be refused. */
   private mayAsk(message: Message): boolean {
     try {
-      authorize(this.principal, message, this.imports)
+      authorize(this.principal, message, this.imports, this.certified)
       return true
     } catch {
       return false
@@ -216,7 +226,7 @@ export class ServerConnection {
       return
     }
     try {
-      context.filter = authorize(this.principal, frame.message, this.imports)
+      context.filter = authorize(this.principal, frame.message, this.imports, this.certified)
     } catch (error) {
       context.error(error)
       return

@@ -65,7 +65,7 @@ export class BankSide {
           '--workers',
           '1',
         ],
-        ...keys.serverArgs,
+        ...(await keys.server('pageserver', 'pageserver')),
       ],
     })
     await pageServer.start()

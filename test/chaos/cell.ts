@@ -80,7 +80,7 @@ export class ChaosCell {
       args: [
         ...['safekeeper', '--id', name, '--data', dataDir, '--listen', formatAddress(slot.address)],
         ...membership,
-        ...keys.serverArgs,
+        ...(await keys.server(name, `peer:${name}`)),
       ],
     })
     const node = { name, slot, process, dataDir, disk }

@@ -7,63 +7,65 @@ import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { openClientSecurity } from '../../server/shared/client-security.ts'
 import { palimpsestOk } from './process.ts'
 
-const TOKENS = {
-  admin: ['admin'],
-  servers: ['peer', 'pageserver'],
-} as const
-
 export class Keys {
   readonly dir: string
   private readonly hosts: readonly string[]
-  /** Of the agent: one timeline only. */
-  private readonly agentScope: string
+  /** By the token's name. */
+  private readonly scopes = new Map<string, string>()
+  private readonly certificates = new Set<string>()
 
-  private constructor(dir: string, hosts: readonly string[], agentScope: string) {
+  private constructor(dir: string, hosts: readonly string[]) {
     this.dir = dir
     this.hosts = hosts
-    this.agentScope = agentScope
   }
 
   static async make(dir: string, hosts: readonly string[], agentScope: string): Promise<Keys> {
-    const keys = new Keys(dir, [...new Set([...hosts, 'localhost', '127.0.0.1'])], agentScope)
+    const keys = new Keys(dir, [...new Set([...hosts, 'localhost', '127.0.0.1'])])
     await palimpsestOk(['keys', 'ca', '--out', dir])
     await palimpsestOk(['keys', 'token-key', '--out', dir])
-    for (const name of ['server', 'client']) await keys.certificate(name)
-    for (const name of ['admin', 'servers', 'agent']) await keys.token(name)
+    await keys.certificate('client')
+    await keys.token('admin', 'admin')
+    // One timeline only.
+    await keys.token('agent', agentScope)
     return keys
   }
 
+  /** Certificate and token of a server. @returns its options */
+  async server(name: string, scope: string): Promise<string[]> {
+    if (!this.certificates.has(name)) {
+      await this.certificate(name)
+      await this.token(name, scope)
+    }
+    return [
+      ...['--tls-cert', this.path(`${name}.pem`), '--tls-key', this.path(`${name}.key`)],
+      ...['--tls-client-ca', this.path('ca.pem'), '--token-keys', this.path('token-keys.json')],
+      ...['--tls-ca', this.path('ca.pem'), '--token-file', this.path(`${name}.token`)],
+    ]
+  }
+
   private async certificate(name: string, ...more: string[]): Promise<void> {
+    this.certificates.add(name)
     await palimpsestOk(['keys', 'node', name, '--ca', this.dir, '--host', this.hosts.join(','), ...more])
   }
 
-  private async token(name: string): Promise<void> {
-    const scopes = name === 'agent' ? [this.agentScope] : TOKENS[name as keyof typeof TOKENS]
+  private async token(name: string, scope: string): Promise<void> {
+    this.scopes.set(name, scope)
     const made = this.path(`${name}-${Date.now()}`)
     await palimpsestOk([
       ...['keys', 'token', name, '--key', this.path('token.key'), '--out', made],
-      ...scopes.flatMap(scope => ['--scope', scope]),
+      ...['--scope', scope],
     ])
     renameSync(made, this.path(`${name}.token`))
   }
 
   /** New certificates and tokens for all, in the places of the old. */
   async renew(): Promise<void> {
-    for (const name of ['server', 'client']) await this.certificate(name, '--renew')
-    for (const name of ['admin', 'servers', 'agent']) await this.token(name)
+    for (const name of [...this.certificates]) await this.certificate(name, '--renew')
+    for (const [name, scope] of [...this.scopes]) await this.token(name, scope)
   }
 
   private path(name: string): string {
     return join(this.dir, name)
-  }
-
-  /** Options of a server. */
-  get serverArgs(): string[] {
-    return [
-      ...['--tls-cert', this.path('server.pem'), '--tls-key', this.path('server.key')],
-      ...['--tls-client-ca', this.path('ca.pem'), '--token-keys', this.path('token-keys.json')],
-      ...['--tls-ca', this.path('ca.pem'), '--token-file', this.path('servers.token')],
-    ]
   }
 
   clientArgs(token: 'admin' | 'agent'): string[] {

@@ -36,7 +36,8 @@ t.test('attach, export and verify over TLS with tokens', { skip: mariadbSkip() }
       pki.path('api-keys'),
     ],
     // What its page server shows to its safekeeper.
-    ...['--tls-ca', pki.caFile, '--token-file', await pki.tokenFile(['pageserver', 'peer'], { name: 'ps' })],
+    ...['--tls-ca', pki.caFile, '--token-file'],
+    await pki.tokenFile(['pageserver', 'peer:sk1', 'peer:sk2', 'peer:sk3'], { name: 'ps' }),
   ])
   const attach = (id: string, ...more: string[]) => ['--id', id, ...client(agentToken), ...more]
 

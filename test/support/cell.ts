@@ -4,11 +4,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import type { Address } from '../../protocol/dial.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { type Safekeeper, startSafekeeper } from '../../server/safekeeper/safekeeper.ts'
 import { Listener } from '../../server/shared/listener.ts'
 import { createLog, type Log } from '../../server/shared/log.ts'
 import type { ObjectStore } from '../../server/shared/object-store.ts'
 import type { Disk } from '../../server/shared/seams.ts'
+import type { ServerSecurity } from '../../server/shared/server-security.ts'
 
 export interface TestNode {
   readonly name: string
@@ -23,6 +25,10 @@ export interface TestCellOptions {
   /** Of a node, by its name. */
   readonly zone?: (name: string) => string
   readonly disk?: (name: string) => Disk
+  /** What it asks of clients, and what it shows to the others. */
+  readonly security?: (
+    name: string,
+  ) => Promise<{ readonly server: ServerSecurity; readonly client: ConnectionSecurity | undefined }>
 }
 
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
@@ -67,7 +73,8 @@ export class TestCell {
       this.addresses.set(name, address)
     }
     const log = this.log.child({ node: name })
-    const listener = new Listener({ ...address, log })
+    const security = await this.options.security?.(name)
+    const listener = new Listener({ ...address, log, security: security?.server })
     await listener.listen()
     const first = NAMES.slice(0, this.options.nodes ?? 3)
     const safekeeper = await startSafekeeper({
@@ -79,6 +86,7 @@ export class TestCell {
       join: options.join,
       listener,
       log,
+      dial: { security: security?.client },
       segmentBytes: this.options.segmentBytes,
       backup: this.options.backup,
     })

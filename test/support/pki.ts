@@ -43,8 +43,13 @@ export class Pki {
   }
 
   /** Writes NAME.pem and NAME.key, over what is there. */
-  async writeNode(name: string, hosts = ['localhost', '127.0.0.1'], days = 30): Promise<void> {
-    const pair = await makeNodeCertificate(this.ca, name, hosts, days)
+  async writeNode(
+    name: string,
+    hosts = ['localhost', '127.0.0.1'],
+    days = 30,
+    nodes = ['sk1', 'sk2', 'sk3'],
+  ): Promise<void> {
+    const pair = await makeNodeCertificate(this.ca, name, hosts, days, nodes)
     writeFileSync(this.path(`${name}.key`), pair.key, { mode: 0o600 })
     writeFileSync(this.path(`${name}.pem`), pair.cert)
   }

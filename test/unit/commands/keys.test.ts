@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ApiKeys } from '../../../server/shared/api-keys.ts'
+import { nodesOf } from '../../../server/shared/node-names.ts'
 import { TokenKeys } from '../../../server/shared/tokens.ts'
 import { type CliResult, palimpsest } from '../../support/cluster.ts'
 
@@ -38,6 +39,9 @@ t.test('a CA and certificates of nodes', async t => {
   t.ok(node.checkHost('sk1.example'))
   t.notOk(node.checkHost('sk2.example'))
   t.ok(node.checkIP('10.0.0.1') && node.checkIP('fd00::1'))
+  t.same(nodesOf(node), ['sk1.example', 'sk1'])
+  await ok('node', 'all', '--ca', path('keys'), '--node', 'a,b')
+  t.same(nodesOf(new X509Certificate(text('keys/all.pem'))), ['localhost', 'a', 'b', 'all'])
   t.equal(Math.round((node.validToDate.getTime() - Date.now()) / 86_400_000), 3)
 
   const before = text('keys/sk1.pem')
@@ -113,6 +117,6 @@ t.test('API keys', async t => {
   t.equal(keys.find(first.stdout.trim())?.name, 'grafana')
   t.same(keys.find(text('ops').trim())?.scopes, ['admin'])
   t.notMatch(text('api-keys'), first.stdout.trim(), 'the key itself is not in it')
-  const twice = await run('api-key', 'ops', '--file', path('api-keys'), '--scope', 'peer')
+  const twice = await run('api-key', 'ops', '--file', path('api-keys'), '--scope', 'peer:sk1')
   t.match([twice.code, twice.stdout, twice.stderr], [1, '', /there is already a key "ops"/])
 })

@@ -67,6 +67,8 @@ const requests = [
   return ('ancestor' in about ? { ...about, ancestor: MINE } : about) as Message
 })
 
+const nameOf = (type: number) => ALL_CODECS.find(codec => codec.type === type)?.name ?? ''
+
 t.test('what each scope allows', async t => {
   const names = (scopes: string) =>
     requests
@@ -96,9 +98,21 @@ t.test('what each scope allows', async t => {
   t.same(names('write:*'), [...read, ...append, ...write, ...session].sort())
   // By name, TimelineShow is judged by its answer; by id it takes read.
   t.same(names('pageserver'), [...any, 'WalRead', 'WalShow', 'WalState', 'WalTrim'].sort())
-  t.ok(names('peer').includes('WalDelete'))
-  t.ok(
-    names('peer').every(name => /^(Wal|Peer|Ping$|CellStatus$|TimelineList$|TimelineBranches$)/.test(name)),
+  // A safekeeper: consensus, and what it passes on for others; neither a log read to it nor anything of page servers.
+  const passedOn = ['WalDelete', 'WalConsumerDrop', 'WalList', 'WalShow', 'WalState', 'WalTrim', ...append]
+  const changes = ['MemberAdd', 'MemberRemove', 'MemberReplace', 'TransferLeadership']
+  const consensus = ALL_CODECS.filter(({ type, name }) => type >> 8 === 4 && !NOT_REQUESTS.has(name)).map(
+    ({ name }) => name,
+  )
+  // The samples are of another node: the next test has these.
+  const asNode = ['PeerHello', 'PeerSubscribe']
+  t.same(
+    names('peer:none'),
+    [...new Set([...any, ...passedOn, ...changes, ...consensus])]
+      .filter(
+        name => !asNode.includes(name) && requests.some(({ type }) => ruleOf(type) && nameOf(type) === name),
+      )
+      .sort(),
   )
   t.equal(names('admin').length, requests.length)
   t.same(names(`read:${OTHER}`), any)
@@ -119,7 +133,7 @@ t.test('a refusal says who, what and which scope, the same for what does not exi
       `it takes read:${OTHER}, or admin`,
   })
   t.throws(
-    () => authorize(principal('peer'), request({ type: 0x0599 }), sessions),
+    () => authorize(principal('peer:a'), request({ type: 0x0599 }), sessions),
     like({ message: /: it takes admin$/ }),
   )
   // To branch takes to read what one branches from.
@@ -170,9 +184,70 @@ t.test('an import goes on only where it was begun', async t => {
   t.equal(mine.timelineOf(7), undefined, 'what is remembered is bounded')
 })
 
+t.test('a safekeeper speaks as itself alone', async t => {
+  const sessions = new ImportSessionsBegun()
+  const from = (name: string) => ({ nodeId: `${name}.${'0'.repeat(16)}`, address: '', zone: '' })
+  for (const say of [
+    (name: string) => request({ type: MessageType.PeerHello, cellId: '', node: from(name) }),
+    (name: string) =>
+      request({ type: MessageType.PeerSubscribe, cellId: '', node: from(name), lane: 'control' }),
+  ]) {
+    t.equal(authorize(principal('peer:sk1'), say('sk1'), sessions), undefined)
+    t.equal(
+      authorize(principal('peer:sk1,peer:sk2'), say('sk2'), sessions),
+      undefined,
+      'one process may be several',
+    )
+    t.throws(
+      () => authorize(principal('peer:sk1'), say('sk2'), sessions),
+      like({
+        kind: 'invalid',
+        message: /\(peer:sk1\) does not allow to speak as safekeeper sk2: it takes peer:sk2/,
+      }),
+    )
+    t.throws(() => authorize(principal('peer:sk'), say('sk1'), sessions), like({ kind: 'invalid' }))
+    t.throws(() => authorize(principal('pageserver'), say('sk1'), sessions), like({ kind: 'invalid' }))
+    // And by its certificate, where there is one: whoever vouches for nobody in particular, too.
+    const certified = () => ['sk1', 'sk1.example']
+    t.equal(authorize(principal('peer:sk1'), say('sk1'), sessions, certified), undefined)
+    for (const who of [principal('peer:sk2'), EVERYBODY])
+      t.throws(
+        () => authorize(who, say('sk2'), sessions, certified),
+        like({
+          kind: 'invalid',
+          message: /the client certificate is not one of safekeeper sk2 \(it names sk1, sk1.e/,
+        }),
+      )
+    t.throws(
+      () => authorize(EVERYBODY, say('sk1'), sessions, () => []),
+      like({ message: /it names no node.*keys node sk1/ }),
+    )
+  }
+  t.equal(
+    authorize(EVERYBODY, { type: MessageType.WalList }, sessions, () => []),
+    undefined,
+    'clients need no name',
+  )
+})
+
+t.test('what is passed on by a safekeeper is taken whole; what is not passed on, not at all', async t => {
+  const sessions = new ImportSessionsBegun()
+  t.equal(authorize(principal('peer:a'), { type: MessageType.WalList }, sessions), undefined, 'not cut down')
+  for (const message of requests) {
+    const rule = ruleOf(message.type)!
+    const isTaken = rule.forwarded === true || rule.need === 'any' || (rule.need === 'peer' && !rule.node)
+    t.equal(allowed('peer:none', message), isTaken, nameOf(message.type))
+    // And nobody else's request passes by being one that is passed on.
+    if (rule.forwarded && !rule.judgeAnswer) t.notOk(allowed(`read:${OTHER}`, message), nameOf(message.type))
+  }
+})
+
 t.test('scopes', async t => {
   t.same(parseScopes(`admin, read:${MINE}  write:*`), ['admin', `read:${MINE}`, 'write:*'])
   for (const bad of ['', 'root', 'read:prod', 'read:', `read:${MINE.toUpperCase()}`, 'write', 'admin:*'])
     t.throws(() => parseScopes(bad), like({ kind: 'invalid' }))
+  // Tokens that name no node were never given out by a release.
+  for (const bad of ['peer', 'peer:', 'peer:*', 'peer:a/b'])
+    t.throws(() => parseScopes(bad), like({ kind: 'invalid', message: /peer:NODE/ }))
   t.throws(() => parseScopes('admin '.repeat(65)))
 })

@@ -19,10 +19,10 @@ const keys = new TokenKeys(JSON.stringify({ keys: [jwk] }), 'keys.json')
 const inAnHour = Date.now() + 3600_000
 
 t.test('a token signed is a token known', async t => {
-  const token = await signToken(key, { name: 'me', scopes: ['admin', 'peer'], expiresAtMs: inAnHour })
+  const token = await signToken(key, { name: 'me', scopes: ['admin', 'peer:a'], expiresAtMs: inAnHour })
   const principal = await keys.verify(token)
   t.equal(principal.name, 'me')
-  t.same(principal.scopes, ['admin', 'peer'])
+  t.same(principal.scopes, ['admin', 'peer:a'])
   t.ok(keys.vouchesFor(principal))
   t.ok(principal.expiresAtMs! >= inAnHour - 1000 && principal.expiresAtMs! <= inAnHour + 31_000)
   const others = new TokenKeys(
@@ -74,7 +74,7 @@ t.test('what is no token of ours', async t => {
     'HMAC with the public key': `${hmacHead}.${createHmac('sha256', jwk['x'] as string)
       .update(hmacHead)
       .digest('base64url')}`,
-    'another scope, the old signature': `${part(header)}.${part({ ...claims, scope: 'peer', aud: 'palimpsest', sub: 'me', exp: 9e9 })}.${signature}`,
+    'another scope, the old signature': `${part(header)}.${part({ ...claims, scope: 'peer:a', aud: 'palimpsest', sub: 'me', exp: 9e9 })}.${signature}`,
     'a flipped bit': `${good.slice(0, -4)}${good.at(-4) === 'A' ? 'B' : 'A'}${good.slice(-3)}`,
     empty: '..',
     text: 'hello',
@@ -116,7 +116,7 @@ t.test('API keys', async t => {
   const two = makeApiKey()
   t.ok(isApiKey(one))
   t.notSame(one, two)
-  const file = `# keys\n${apiKeyLine('one', ['admin'], one)}\n  two read:*,pageserver ${apiKeyLine('x', ['peer'], two).split(' ')[2]}`
+  const file = `# keys\n${apiKeyLine('one', ['admin'], one)}\n  two read:*,pageserver ${apiKeyLine('x', ['peer:a'], two).split(' ')[2]}`
   const known = new ApiKeys(file, 'api-keys')
   t.equal(known.size, 2)
   t.equal(known.find(one)?.name, 'one')
@@ -126,7 +126,7 @@ t.test('API keys', async t => {
   const principal = known.find(one)!
   t.ok(known.vouchesFor(principal))
   t.notOk(new ApiKeys('', 'empty').vouchesFor(principal))
-  t.notOk(new ApiKeys(apiKeyLine('one', ['peer'], one), 'changed').vouchesFor(principal), 'other scopes')
+  t.notOk(new ApiKeys(apiKeyLine('one', ['peer:a'], one), 'changed').vouchesFor(principal), 'other scopes')
   t.notOk(new ApiKeys(apiKeyLine('one', ['admin'], two), 'changed').vouchesFor(principal), 'another key')
   for (const bad of [
     'one admin',
@@ -134,7 +134,7 @@ t.test('API keys', async t => {
     `one root ${'0'.repeat(64)}`,
     `one admin ${'0'.repeat(64)} more`,
     `- admin ${'0'.repeat(64)}`,
-    `one admin ${'0'.repeat(64)}\none peer ${'1'.repeat(64)}`,
+    `one admin ${'0'.repeat(64)}\none peer:a ${'1'.repeat(64)}`,
   ])
     t.throws(() => new ApiKeys(bad, 'api-keys'), like({ kind: 'invalid', message: /^api-keys, line [12]: / }))
 })

@@ -1,0 +1,17 @@
+/** Which safekeepers a certificate is one of: how their names stand in it. docs/security.md, "Peers". */
+import type { X509Certificate } from 'node:crypto'
+
+/** Before a node's name, as an alternative name of kind URI. */
+export const NODE_URN = 'urn:palimpsest:node:'
+
+/** Its common name, the names of hosts, and those after NODE_URN; whatever of it is no node's name does no harm. */
+export function nodesOf(certificate: X509Certificate): string[] {
+  const names: string[] = []
+  // Node.js quotes a name with a comma, so that none can pass for two.
+  for (const name of (certificate.subjectAltName ?? '').split(', '))
+    if (name.startsWith(`URI:${NODE_URN}`)) names.push(name.slice(4 + NODE_URN.length))
+    else if (name.startsWith('DNS:')) names.push(name.slice(4))
+  const common: unknown = certificate.toLegacyObject().subject?.CN
+  for (const name of Array.isArray(common) ? common : [common]) if (typeof name === 'string') names.push(name)
+  return [...new Set(names)]
+}
