@@ -102,6 +102,8 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   const { totals } = metrics
   let delay = RETRY_MS_MIN
   let connectedOnce = false
+  /** Of the newest session with which all imports were complete. */
+  let complete: AttachResult | undefined
   for (;;) {
     let session: Session | undefined
     try {
@@ -112,13 +114,19 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
       return await session.run()
     } catch (error) {
       metrics.end()
+      if (session !== undefined) complete = session.isImporting ? undefined : (session.complete ?? complete)
+      if (options.signal?.aborted && complete !== undefined) return complete
       if (options.signal?.aborted || !connectedOnce || !mayPass(error)) throw error
       options.progress.message(
         `${(error as Error).message}; trying again in ${(delay / 1000).toFixed(1)} s`,
         { retryInMs: delay },
       )
       await sleep(delay, undefined, { signal: options.signal }).catch(() => {})
-      if (options.signal?.aborted) throw error
+      if (options.signal?.aborted) {
+        // Between two sessions: what the last one completed stands.
+        if (complete !== undefined) return complete
+        throw error
+      }
       delay = Math.min(delay * 2, RETRY_MS_MAX)
     } finally {
       metrics.end()
@@ -170,6 +178,7 @@ class Session {
   readonly #capture: FileCapture
   #readableFromLsn: Lsn
   #following = false
+  #caughtUp = false
   /** Begun by the time that it stands here: the redo beyond its start LSN may flow. */
   #job:
     | {
@@ -346,12 +355,17 @@ class Session {
       const lsn = await this.#pump.caughtUp()
       if (signal?.aborted) throw signal.reason
       await this.#finishImports()
+      this.#caughtUp = true
       this.#o.onState?.({ kind: 'following', timeline: this.#timeline, lsn })
       progress.event('following', { timeline: this.#timeline, lsn, readableFromLsn: this.#readableFromLsn })
       if (once) {
-        await this.#capture.idle()
-        await this.#finishImports()
         const end = await this.#pump.caughtUp()
+        // Files last: a table that the redo creates had its definition before.
+        this.#pump.stop()
+        await pumped
+        await this.#side.idle()
+        await this.#capture.idle()
+        if (this.#failure) throw this.#failure
         await this.#ingested(end)
         await this.#side.lookAtUndo(this.#tail.position)
       } else {
@@ -368,6 +382,19 @@ class Session {
     }
     await pumped
     this.#totals.redoBytes += this.#pump.redoBytes
+    return this.#result()
+  }
+
+  get isImporting(): boolean {
+    return this.#job !== undefined
+  }
+
+  /** What there is, once all that had to be imported is and the redo was read to its end. */
+  get complete(): AttachResult | undefined {
+    return this.#caughtUp && !this.isImporting ? this.#result() : undefined
+  }
+
+  #result(): AttachResult {
     return {
       timeline: this.#timeline,
       name: this.#o.timeline,
@@ -424,6 +451,8 @@ class Session {
     }
     // What the server had written when we were told to stop is taken along, but nothing is waited for that may not come.
     await Promise.race([this.#pump.caughtUp(), sleep(LAST_LOOK_MS, undefined, { ref: false })])
+    // Files last: a table that the redo creates had its definition before.
+    this.#pump.stop()
     await this.#capture.idle()
   }
 

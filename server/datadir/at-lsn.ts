@@ -17,6 +17,8 @@ export interface ResolvedMoment {
 }
 
 const WAIT_MS = 30_000
+/** So much may the clocks of two machines differ. */
+const CLOCKS_APART_US = 60_000_000
 
 /**
  * Resolves a moment and makes sure that the page server can answer for it: an LSN that is still to come is waited for,
@@ -37,6 +39,11 @@ export async function resolveMoment(
       `timeline ${summary.name} holds no whole database yet: try again when its import has ended, or begin one with "palimpsest attach" or "import"`,
     )
   if (moment.timeUs !== undefined) {
+    const now = Date.now()
+    if (moment.timeUs > now * 1000 + CLOCKS_APART_US)
+      throw invalidError(
+        `${new Date(moment.timeUs / 1000).toISOString()} is still to come: it is ${new Date(now).toISOString()} now. A time without a zone is local time; leave --time out for the newest state`,
+      )
     const { message } = await pageServer.request({
       type: MessageType.LsnAtTime,
       timeline,

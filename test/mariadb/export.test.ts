@@ -110,6 +110,17 @@ t.test('by wall clock, and the newest', { skip }, async t => {
   )
   t.equal(early.code, 1)
   t.match(early.stderr, /begins later: its first redo was seen at/)
+  const late = await cluster.cli(
+    'export',
+    '--timeline',
+    'clock',
+    '--time',
+    '2226-01-01T00:00:00Z',
+    '--out',
+    join(dir, 'x'),
+  )
+  t.equal(late.code, 1)
+  t.match(late.stderr, /^palimpsest: 2226-01-01T00:00:00.000Z is still to come: it is /)
 })
 
 t.test('one of everything comes back as it was', { skip }, async t => {

@@ -33,6 +33,16 @@ t.test('gives every page that holds something, with its LSN', async t => {
   t.ok(Buffer.from(images[20]!.bytes).equals(file.subarray(20 * SIZE, 21 * SIZE)))
   const changed = await readAll(dir, 5, { afterLsn: toLsn(1100) })
   t.strictSame([changed[0]!.page, changed.length], [101, 49])
+  const unchanged: number[] = []
+  await readAll(dir, 5, { afterLsn: toLsn(1002), onUnchanged: page => unchanged.push(page) })
+  t.strictSame(unchanged, [0, 1, 2])
+  const moved = fakeDatadir(t.testdir(), { 'db/m.ibd': fakeSpace({ space: 6, pages: 3, lsn: 0 }) })
+  const imported = await readAll(moved, 6, { afterLsn: toLsn(1) })
+  t.strictSame(
+    imported.map(i => i.page),
+    [0, 2],
+    'an LSN of 0 is what IMPORT TABLESPACE writes',
+  )
 })
 
 t.test('damage counts only where the page counts', async t => {
