@@ -19,7 +19,7 @@ export async function show(args: readonly string[]): Promise<number> {
   process.once('exit', killChildren)
   for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.once(signal, () => process.exit(1))
 
-  step('A cluster: a safekeeper and a page server in one process')
+  step('A cluster: three safekeepers and a page server in one process')
   const stage = await raiseStage(values.once)
   let code = 1
   try {

@@ -38,12 +38,13 @@ export function registerExport(program: Command): void {
       `
 Without --lsn and --time: the newest state. The server that is started on the result rolls back what was not
 committed at that LSN. The files belong to whoever runs this command: give them to the server's user
-(chown -R mysql: DIR) before starting it. An export that was interrupted has no ib_logfile0, and no server
+(chown -R mysql:mysql DIR) before starting it. Transactions that were prepared for a binary log are rolled
+back; those of XA PREPARE are still prepared. An export that was interrupted has no ib_logfile0, and no server
 starts on it.
 
 Examples:
   palimpsest export --timeline prod --time "2026-11-21 14:30:00" --out /restore/data
-  mariadbd --datadir=/restore/data --socket=/tmp/restore.sock --skip-networking`,
+  mariadbd --no-defaults --user=mysql --datadir=/restore/data --socket=/tmp/restored.sock --skip-networking`,
     )
     .action(async (options: Options) => {
       if (options.lsn !== undefined && options.time !== undefined)
@@ -74,5 +75,16 @@ function printResult(result: ExportResult, json: boolean): void {
   console.log(
     `exported LSN ${result.lsn}${seen} to ${result.out}: ${result.spaces} tablespaces, ${result.files} files, ${formatBytes(result.bytes)}`,
   )
-  console.log(`start it with: mariadbd ${[`--datadir=${result.out}`, ...result.serverOptions].join(' ')}`)
+  // Not with the options of the server that runs here already: its socket, port and logs are its own.
+  const asRoot = process.getuid?.() === 0
+  if (asRoot) console.log(`give it to the server's user: chown -R mysql:mysql ${result.out}`)
+  const options = [
+    '--no-defaults',
+    ...(asRoot ? ['--user=mysql'] : []),
+    `--datadir=${result.out}`,
+    '--socket=/tmp/restored.sock',
+    '--skip-networking',
+    ...result.serverOptions,
+  ]
+  console.log(`start it with: mariadbd ${options.join(' ')}`)
 }
