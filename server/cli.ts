@@ -62,7 +62,23 @@ function inheritSettings(command: Command): void {
   }
 }
 
+let outlives = false
+
+/**
+ * Nobody may be reading what is printed any more (`palimpsest … | head -1`). What the command does is done all the same, and it
+ * ends as it would have.
+ */
+function outliveReaders(): void {
+  if (outlives) return
+  outlives = true
+  for (const stream of [process.stdout, process.stderr])
+    stream.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EPIPE') throw error
+    })
+}
+
 export async function main(argv: string[]): Promise<number> {
+  outliveReaders()
   try {
     await buildProgram().parseAsync(argv, { from: 'user' })
     return typeof process.exitCode === 'number' ? process.exitCode : 0
