@@ -248,12 +248,14 @@ export class LayerCache implements LayerStore {
     this.#renewed.delete(key)
   }
 
-  renew(layer: NamedLayer): boolean {
+  renew(layer: NamedLayer, path: string): boolean {
     const copy = this.#copies.get(layer.key)
+    // Another reader has found out before, and there is a newer copy, or none.
+    if (copy?.path !== path) return true
     if (this.#renewed.has(layer.key)) return false
     this.#renewed.add(layer.key)
     this.#log.warn({ layer: layer.key }, 'a cached layer is damaged; it is fetched again')
-    if (copy !== undefined) this.#discard(copy)
+    this.#discard(copy)
     return true
   }
 

@@ -36,10 +36,10 @@ export interface LayerStore {
   /** Deletes the object, and what is here of it. Nobody may hold it. */
   delete(key: string): Promise<void>
   /**
-   * A file of ours turned out to be damaged. True if it was a copy, which is thrown away then: it is worth fetching the layer
-   * again. False if there is no better one.
+   * The file at `path`, which was the layer's, turned out to be damaged. True if it was a copy, which is thrown away then: it
+   * is worth fetching the layer again. False if there is no better one.
    */
-  renew(layer: NamedLayer): boolean
+  renew(layer: NamedLayer, path: string): boolean
   close(): Promise<void>
 }
 
@@ -154,7 +154,7 @@ export class LayerSet {
     for (const place of places) {
       const source = this.sources[place]!
       if (source.path === undefined || !message.includes(source.path)) continue
-      if (!this.#store.renew(this.entries[place]!)) continue
+      if (!this.#store.renew(this.entries[place]!, source.path)) continue
       this.sources[place] = { ...source, path: undefined }
       any = true
     }
