@@ -16,7 +16,7 @@
 import { unlink } from 'node:fs/promises'
 import type { Lsn } from '../../protocol/ids.ts'
 import { internalError, toPalimpsestError } from '../shared/errors.ts'
-import { catalogueSnapshotDue, saveCatalogue } from './catalogue-store.ts'
+import { catalogueSnapshotDue } from './catalogue-store.ts'
 import type { ImageSliceInput, ImageSliceResult, MergeInput, MergeResult } from './compact-layers.ts'
 import { compareAge, comparePages } from './core/layer-map.ts'
 import {
@@ -105,9 +105,9 @@ export class Compactor {
 
   /** One piece of work; false if there is none. */
   async #step(): Promise<boolean> {
-    const { manifest, env, catalogue, durableLsn } = this.#timeline
+    const { manifest } = this.#timeline
     if (catalogueSnapshotDue(manifest.current)) {
-      await saveCatalogue(env.store, manifest, catalogue, durableLsn)
+      await this.#timeline.saveCatalogue()
       return true
     }
     if (this.#timeline.committedLsn - this.#timeline.ingestedLsn > BEHIND_BYTES) {
@@ -138,7 +138,7 @@ export class Compactor {
 
   async #merge(plan: CompactionPlan<LayerEntry>): Promise<void> {
     const { env, log } = this.#timeline
-    const set = this.#timeline.layerSet()
+    const set = this.#timeline.stack.set()
     const outputs: LayerEntry[] = []
     try {
       await this.#mergeSlices(plan, set, outputs)
@@ -153,9 +153,9 @@ export class Compactor {
       ...current,
       layers: replaceLayers(current.layers, plan.inputs, outputs),
     }))
-    this.#timeline.layersChanged()
+    this.#timeline.stack.changed()
     log.debug({ inputs: plan.inputs.length, outputs: outputs.length, lsnEnd: plan.lsnEnd }, 'layers merged')
-    await this.#timeline.retire(plan.inputs)
+    await this.#timeline.stack.retire(plan.inputs)
   }
 
   async #mergeSlices(plan: CompactionPlan<LayerEntry>, set: LayerSet, outputs: LayerEntry[]): Promise<void> {
@@ -242,10 +242,10 @@ export class Compactor {
       return { ...current, layers: [...layers, ...images] }
     })
     if (outdated) {
-      await this.#timeline.retire(images)
+      await this.#timeline.stack.retire(images)
       return
     }
-    this.#timeline.layersChanged()
+    this.#timeline.stack.changed()
     log.debug({ lsn, pages: costly.length / 2, layers: images.length }, 'images made')
   }
 
@@ -305,7 +305,7 @@ export class Compactor {
 
   async #costlyPages(layer: LayerEntry, older: readonly LayerEntry[]): Promise<Uint32Array> {
     // An import that ends may make images needless, and delete them.
-    const set = this.#timeline.guardedLayers()
+    const set = this.#timeline.stack.guarded()
     try {
       const own = set.add(layer)
       const places = older.map(other => set.add(other))

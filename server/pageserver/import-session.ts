@@ -9,9 +9,8 @@ import { type FileHandle, open, unlink } from 'node:fs/promises'
 import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../protocol/messages-import.ts'
-import { invalidError, toPalimpsestError } from '../shared/errors.ts'
+import { invalidError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
-import { saveCatalogue } from './catalogue-store.ts'
 import { closeGaps } from './core/gaps.ts'
 import { type LayerEntry, layerEntry } from './manifest.ts'
 import type { Timeline } from './timeline.ts'
@@ -184,7 +183,7 @@ export class ImportSession {
       if (this.#failure !== undefined) throw this.#failure
       for (const event of this.#events) timeline.catalogue.apply(event)
       // A snapshot of the catalogue that was saved meanwhile lacks these events, and its LSN may be above theirs.
-      await saveCatalogue(timeline.env.store, timeline.manifest, timeline.catalogue, timeline.durableLsn)
+      await timeline.saveCatalogue()
       let outdated: LayerEntry[] = []
       await timeline.manifest.update(current => {
         const gaps =
@@ -198,7 +197,7 @@ export class ImportSession {
         return { ...current, gaps, layers: [...considerAgain(kept, startLsn), ...this.#layers] }
       })
       timeline.imported(startLsn)
-      await timeline.retire(outdated)
+      await timeline.stack.retire(outdated)
       timeline.log.info(
         { startLsn, readableFromLsn, pages: this.pages, spaces: this.#spaces.size },
         'import ended',
@@ -242,38 +241,61 @@ export class ImportSessions {
    * one that mends a gap: then nothing after its LSN can be read before it has ended, either, and it opens a gap of its own.
    * That is durable when this returns, whatever becomes of the importer.
    * @param owner a new one takes the place of all others: a timeline has one writer
+   * @param branches where branches of the timeline begin
    */
-  async begin(timeline: Timeline, startLsn: Lsn, kind: ImportKind, owner: unknown): Promise<ImportSession> {
+  async begin(
+    timeline: Timeline,
+    startLsn: Lsn,
+    kind: ImportKind,
+    owner: unknown,
+    branches: readonly Lsn[] = [],
+  ): Promise<ImportSession> {
     const { startLsn: first } = timeline.manifest.current
     if (startLsn < first)
       throw invalidError(`an import as of LSN ${startLsn} for a timeline whose redo begins at LSN ${first}`)
     if (kind === 'full' && timeline.state === 'importing' && startLsn !== first)
       throw invalidError(`the first import must be as of the LSN at which the timeline begins, ${first}`)
+    const newest = Math.max(0, ...branches)
+    if (newest > startLsn && timeline.state !== 'importing')
+      throw retryError(
+        `an import as of LSN ${startLsn} would change the past of a branch of ${timeline.name} that began at LSN ${newest}; try again when the server's checkpoint has passed that`,
+      )
     // Ids are not to be confused with those of the process before.
     const id = ((this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)) >>> 0
     const session = new ImportSession(id, timeline, startLsn, kind, owner)
     this.#sessions.set(id, session)
     if (kind === 'partial')
-      await timeline.manifest.update(current => {
-        const others = [...this.#sessions.values()].filter(
-          other => other !== session && other.timeline === timeline && other.owner === owner,
-        )
-        const open = current.gaps.filter(gap => gap.readableFrom === LSN_MAX)
-        const isClaimed = (from: Lsn): boolean => others.some(other => other.claims?.has(from))
-        if (open.some(gap => !isClaimed(gap.from))) {
-          const small = others.filter(other => other.isSmall)
-          const mine = open.filter(gap => !small.some(other => other.claims?.has(gap.from)))
-          session.claims = new Set(mine.map(gap => gap.from))
-          return current
-        }
-        session.isSmall = true
-        // Before the end of the first import nothing can be read anyway.
-        session.claims = new Set(current.gaps.length === 0 ? [] : [startLsn])
-        if (current.gaps.length === 0) return current
-        const gap = { from: startLsn, readableFrom: LSN_MAX, cause: 'unlogged' as const }
-        return { ...current, gaps: [...current.gaps, gap] }
-      })
+      try {
+        await this.#claimGaps(session)
+      } catch (error) {
+        // It must not keep the next one from what it has claimed.
+        this.#sessions.delete(id)
+        throw error
+      }
     return session
+  }
+
+  async #claimGaps(session: ImportSession): Promise<void> {
+    const { timeline, startLsn, owner } = session
+    await timeline.manifest.update(current => {
+      const others = [...this.#sessions.values()].filter(
+        other => other !== session && other.timeline === timeline && other.owner === owner,
+      )
+      const open = current.gaps.filter(gap => gap.readableFrom === LSN_MAX)
+      const isClaimed = (from: Lsn): boolean => others.some(other => other.claims?.has(from))
+      if (open.some(gap => !isClaimed(gap.from))) {
+        const small = others.filter(other => other.isSmall)
+        const mine = open.filter(gap => !small.some(other => other.claims?.has(gap.from)))
+        session.claims = new Set(mine.map(gap => gap.from))
+        return current
+      }
+      session.isSmall = true
+      // Before the end of the first import nothing can be read anyway.
+      session.claims = new Set(current.gaps.length === 0 ? [] : [startLsn])
+      if (current.gaps.length === 0) return current
+      const gap = { from: startLsn, readableFrom: LSN_MAX, cause: 'unlogged' as const }
+      return { ...current, gaps: [...current.gaps, gap] }
+    })
   }
 
   get(id: number): ImportSession {

@@ -9,25 +9,38 @@ interface LsnWaiter {
   readonly lsn: Lsn
   readonly resolve: () => void
   readonly reject: (error: PalimpsestError) => void
-  readonly timer: NodeJS.Timeout
+  /** Nothing of it is left. */
+  readonly settle: () => void
 }
 
 export class LsnWaiters {
   #waiters: LsnWaiter[] = []
 
-  /** Resolves with the first `reached` of at least `lsn`; rejects with what `late` says after `timeoutMs`. */
-  wait(lsn: Lsn, timeoutMs: number, late: () => PalimpsestError): Promise<void> {
+  /**
+   * Resolves with the first `reached` of at least `lsn`; rejects with what `late` says after `timeoutMs`, or when `signal` is
+   * aborted: whoever asked has gone, and may have asked for weeks.
+   */
+  wait(lsn: Lsn, timeoutMs: number, late: () => PalimpsestError, signal?: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(
-        () => {
-          this.#waiters.splice(this.#waiters.indexOf(waiter), 1)
-          reject(late())
-        },
-        Math.min(timeoutMs, TIMER_MS_MAX),
-      )
-      const waiter: LsnWaiter = { lsn, resolve, reject, timer }
+      const giveUp = (): void => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1)
+        waiter.settle()
+        reject(late())
+      }
+      const timer = setTimeout(giveUp, Math.min(timeoutMs, TIMER_MS_MAX))
+      const settle = (): void => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', giveUp)
+      }
+      const waiter: LsnWaiter = { lsn, resolve, reject, settle }
       this.#waiters.push(waiter)
+      if (signal?.aborted) giveUp()
+      else signal?.addEventListener('abort', giveUp, { once: true })
     })
+  }
+
+  get size(): number {
+    return this.#waiters.length
   }
 
   reached(lsn: Lsn): void {
@@ -35,16 +48,16 @@ export class LsnWaiters {
     const here = this.#waiters.filter(waiter => waiter.lsn <= lsn)
     if (here.length === 0) return
     this.#waiters = this.#waiters.filter(waiter => waiter.lsn > lsn)
-    for (const { timer, resolve } of here) {
-      clearTimeout(timer)
+    for (const { settle, resolve } of here) {
+      settle()
       resolve()
     }
   }
 
   /** It will never be reached. */
   rejectAll(why: (lsn: Lsn) => PalimpsestError): void {
-    for (const { lsn, timer, reject } of this.#waiters.splice(0)) {
-      clearTimeout(timer)
+    for (const { lsn, settle, reject } of this.#waiters.splice(0)) {
+      settle()
       reject(why(lsn))
     }
   }

@@ -16,7 +16,7 @@ import { zstdCompressSync, zstdDecompressSync } from 'node:zlib'
 import { z } from 'zod'
 import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { CasObject } from '../shared/cas-object.ts'
-import { corruptError, internalError, PalimpsestError } from '../shared/errors.ts'
+import { corruptError, internalError, invalidError, PalimpsestError } from '../shared/errors.ts'
 import { isObjectKey, type ObjectStore } from '../shared/object-store.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerKind } from './layer-format.ts'
@@ -203,6 +203,7 @@ export class ManifestStore {
   readonly #cas: CasObject
   #current: Manifest
   readonly #updates = new Turns()
+  #closed: PalimpsestError | undefined
   /** For catalogue-store.ts: snapshots are saved one after the other. */
   readonly catalogueTurns = new Turns()
   #fenced: PalimpsestError | undefined
@@ -303,6 +304,7 @@ export class ManifestStore {
    */
   update(change: (current: Manifest) => Manifest): Promise<Manifest> {
     return this.#updates.run(async () => {
+      if (this.#closed !== undefined) throw this.#closed
       if (this.#fenced !== undefined) throw this.#fenced
       const next = change(this.#current)
       this.#check(next)
@@ -369,12 +371,20 @@ export class ManifestStore {
     return removed
   }
 
+  /** Every later update fails with this; resolves when those under way have ended. */
+  async close(why: PalimpsestError): Promise<void> {
+    this.#closed = why
+    await this.#updates.done()
+  }
+
   /**
    * Removes the timeline from the store: first the index entry, so that a half-deleted timeline is not found again,
    * the manifest's versions last, so that a deletion that was interrupted can be repeated.
    */
   async deleteTimeline(): Promise<void> {
-    const { timeline } = this.#current
+    const { timeline, name } = this.#current
+    // A version that came later would be what is left of it.
+    await this.close(invalidError(`timeline ${name} is being deleted`))
     await this.#store.delete(timelineKeys.index(timeline))
     const manifestPrefix = `${timelineKeys.manifest(timeline)}/`
     const objects = await this.#store.list(timelineKeys.all(timeline))

@@ -229,12 +229,12 @@ export class PageCache {
       if (this.#to[slot]! > lsn) this.#to[slot] = lsn
   }
 
-  /** All open versions of a tablespace's pages from `firstPage` on end at `lsn`: it was dropped or truncated. */
-  invalidateSpace(space: number, firstPage: number, lsn: Lsn): void {
+  /** All open versions of these tablespaces' pages from `firstPage` on end at `lsn`: they were dropped, truncated, replaced. */
+  invalidateSpaces(spaces: ReadonlySet<number>, firstPage: number, lsn: Lsn): void {
     for (let slot = 0; slot < this.#state.length; slot++)
       if (
         this.#state[slot] !== FREE &&
-        this.#space[slot] === space &&
+        spaces.has(this.#space[slot]!) &&
         this.#page[slot]! >= firstPage &&
         this.#to[slot]! > lsn
       )

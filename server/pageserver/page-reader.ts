@@ -33,8 +33,10 @@ export interface ReadSnapshot {
 
 /** What the reader needs of a timeline. */
 export interface ReadableTimeline {
-  /** The cache's number for a tablespace of this timeline. */
+  /** The cache's number for a tablespace of this timeline that exists. */
   cacheSpace(space: number): number
+  /** The same for whatever number a request has: -1 if no page of it was ever cached. */
+  knownCacheSpace(space: number): number
   /** Whether `lsn` is the newest, so that what is made for it is the newest version of each page. */
   isNewest(lsn: Lsn): boolean
   snapshot(lsn: Lsn): ReadSnapshot
@@ -83,9 +85,9 @@ export class PageReader {
       const wanted = pages[2 * i]!
       if (wanted !== space) {
         space = wanted
-        cacheSpace = timeline.cacheSpace(space)
+        cacheSpace = timeline.knownCacheSpace(space)
       }
-      const slot = cache.find(cacheSpace, pages[2 * i + 1]!, lsn)
+      const slot = cacheSpace < 0 ? -1 : cache.find(cacheSpace, pages[2 * i + 1]!, lsn)
       if (slot < 0 || !cache.isReady(slot)) {
         for (let j = 0; j < i - from; j++) cache.unpin(slots[j]!)
         return undefined
@@ -141,8 +143,8 @@ export class PageReader {
         if (slots[i]! >= 0 || status[i] !== PageStatus.OK) continue
         const space = pages[2 * (from + i)]!
         const page = pages[2 * (from + i) + 1]!
-        const cacheSpace = timeline.cacheSpace(space)
-        const slot = cache.find(cacheSpace, page, lsn)
+        const known = timeline.knownCacheSpace(space)
+        const slot = known < 0 ? -1 : cache.find(known, page, lsn)
         if (slot >= 0) {
           if (cache.isReady(slot)) {
             cache.pin(slot)
@@ -160,7 +162,7 @@ export class PageReader {
           this.absent++
           continue
         }
-        const made = cache.begin(cacheSpace, page, lsn, open, request.bytes)
+        const made = cache.begin(timeline.cacheSpace(space), page, lsn, open, request.bytes)
         if (made < 0)
           throw retryError('all slots of the page cache are being read; try again, or give it more memory')
         toMake.push({ index: i, slot: made, request })

@@ -81,7 +81,7 @@ export class PageService implements Service {
       },
       [MessageType.WaitLsn]: async ({ message }, ctx) => {
         const timeline = timelines.get(message.timeline)
-        await timeline.waitForLsn(message.lsn, message.timeoutMs)
+        await timeline.waitForLsn(message.lsn, message.timeoutMs, ctx.closed)
         ctx.reply({ type: MessageType.WaitLsnReply, ingestedLsn: timeline.ingestedLsn })
       },
       [MessageType.Checkpoint]: async ({ message }, ctx) => {
@@ -98,7 +98,9 @@ export class PageService implements Service {
       },
       [MessageType.ImportBegin]: async ({ message }, ctx) => {
         const timeline = timelines.get(message.timeline)
-        const session = await this.imports.begin(timeline, message.startLsn, message.kind, ctx.connection)
+        const { startLsn, kind } = message
+        const branches = timelines.branchesOf(timeline).map(({ ancestor }) => ancestor!.lsn)
+        const session = await this.imports.begin(timeline, startLsn, kind, ctx.connection, branches)
         ctx.reply({ type: MessageType.ImportBegun, session: session.id })
       },
       [MessageType.ImportSpace]: async ({ message }, ctx) => {

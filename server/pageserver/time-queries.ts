@@ -43,7 +43,7 @@ async function search<T>(timeline: Timeline, run: (load: LoadSamples) => Promise
       return await run(async key => {
         const entry = timeline.layers.find(layer => layer.key === key)
         if (entry === undefined) throw new LayerReplaced()
-        return (await timeline.layerExtras(entry)).samples
+        return (await timeline.stack.extras(entry)).samples
       })
     } catch (error) {
       if (!(error instanceof LayerReplaced)) throw error

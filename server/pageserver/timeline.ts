@@ -10,8 +10,8 @@
  * compaction wholly or not at all: it takes a snapshot (memtables and layers together) and holds what it names until it is
  * done. A memtable leaves the list in the same turn in which its layer joins it.
  *
- * Order of a flush: 1. freeze, 2. a worker writes the layer to a scratch file, 3. store, 4. manifest, 5. durableLsn rises and
- * the safekeeper may trim. Files are written side by side; manifests in LSN order.
+ * What it consists of: ingest.ts and memtable.ts (redo comes in), flusher.ts (and becomes layers), timeline-layers.ts (which
+ * are read, compacted, replaced), readable.ts and timeline-snapshot.ts (what is read).
  */
 import { join } from 'node:path'
 import type { SpaceEvent } from '../../parser/space-events.ts'
@@ -28,30 +28,23 @@ import {
 } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { CapturedFiles } from './captured-files.ts'
+import { saveCatalogue } from './catalogue-store.ts'
 import type { Catalogue } from './core/catalogue.ts'
-import { awaitsImport, gapAt } from './core/gaps.ts'
-import { LayerMap } from './core/layer-map.ts'
+import { awaitsImport } from './core/gaps.ts'
 import type { TimeMap } from './core/time-map.ts'
 import { delay, type PageServerEnvironment } from './environment.ts'
+import { Flusher } from './flusher.ts'
 import { type LinkedRange, RedoIngest } from './ingest.ts'
-import { type LayerExtras, readLayerExtras } from './layer-extras.ts'
-import type { LayerSummary } from './layer-file-writer.ts'
-import { LayerSet, missingLayer } from './layer-store.ts'
 import { LsnWaiters } from './lsn-waiters.ts'
-import {
-  type LayerEntry,
-  layerEntry,
-  type Manifest,
-  type ManifestGap,
-  ManifestStore,
-  timelineOfKey,
-} from './manifest.ts'
+import type { LayerEntry, Manifest, ManifestGap, ManifestStore } from './manifest.ts'
 import { Memtable } from './memtable.ts'
 import type { ReadableTimeline } from './page-reader.ts'
+import { checkReadable } from './readable.ts'
+import { TimelineLayers } from './timeline-layers.ts'
 import { type TimelineSnapshot, takeSnapshot } from './timeline-snapshot.ts'
 
 const WAIT_MS_DEFAULT = 10_000
-const RETRY_FLUSH_MS = 1000
+
 /** What a timeline is built from: loaded by timelines.ts. */
 export interface TimelineParts {
   readonly manifest: ManifestStore
@@ -77,21 +70,18 @@ export class Timeline implements ReadableTimeline {
   readonly files: CapturedFiles
   readonly ancestor: Ancestor | undefined
   readonly ingest: RedoIngest
+  readonly stack: TimelineLayers
 
   #ingestedLsn: Lsn
   #lastWallTimeUs = 0
   #stopped: PalimpsestError | undefined
-  #problem = ''
+  /** What keeps it from following the log, from making layers durable, or a page from being made; empty if nothing does. */
+  readonly #problems = { follower: '', flusher: '', page: '' }
   #deleting = false
   #open: Memtable
-  /** Oldest first. */
-  readonly #frozen: Memtable[] = []
-  #layers: LayerMap<LayerEntry>
-  /** Layer files are written side by side; their manifests one after the other. */
-  #commits: Promise<void> = Promise.resolve()
+  readonly #flusher: Flusher
   readonly #waiters = new LsnWaiters()
   readonly #cacheSpaces = new Map<number, number>()
-  readonly #snapshots = new Set<Promise<void>>()
   #scratchNumber = 0
   #replacements = 0
 
@@ -116,7 +106,30 @@ export class Timeline implements ReadableTimeline {
     this.#ingestedLsn = current.durableLsn
     this.committedLsn = current.durableLsn
     this.#open = new Memtable(env.arenas, current.durableLsn)
-    this.#layers = new LayerMap(current.layers)
+    this.#flusher = new Flusher({
+      env,
+      log: this.log,
+      manifest: this.manifest,
+      times: this.times,
+      scratchPath: what => this.scratchPath(what),
+      stoppedAt: durableLsn => this.#stoppedAt(durableLsn),
+      layerAdded: () => this.stack.changed(),
+      held: problem => {
+        this.#problems.flusher = problem
+      },
+      flushFailed: error => this.#flushFailed(error),
+      madeDurable: () => {
+        this.#problems.flusher = ''
+        this.onDurable()
+      },
+    })
+    this.stack = new TimelineLayers({
+      env,
+      log: this.log,
+      manifest: this.manifest,
+      onChanged: () => this.onLayers(),
+      onFenced: error => this.#flushFailed(error),
+    })
     if (current.stopped !== null) this.#stopped = corruptError(current.stopped.message, current.stopped.lsn)
     this.ingest = new RedoIngest(env.arenas, env.foreground, current.innodbPageSize, current.durableLsn, {
       link: range => this.#link(range),
@@ -168,17 +181,18 @@ export class Timeline implements ReadableTimeline {
 
   /** Why it stopped or waits; empty if all is well. */
   get lastError(): string {
-    return this.#stopped?.message ?? this.#problem
+    const { follower, flusher, page } = this.#problems
+    return this.#stopped?.message ?? (follower || flusher || page)
   }
 
   /** Redo that is in memory and not yet in layers. */
   get arenaBytes(): number {
-    return this.#frozen.reduce((sum, memtable) => sum + memtable.bytes, this.#open.bytes)
+    return this.#flusher.memtables.reduce((sum, memtable) => sum + memtable.bytes, this.#open.bytes)
   }
 
   /** When the oldest redo that is in memory only was ingested, on `env.nowMs`'s clock. */
   get undurableSinceMs(): number | undefined {
-    return (this.#frozen[0] ?? this.#open).firstLinkedAtMs
+    return (this.#flusher.memtables[0] ?? this.#open).firstLinkedAtMs
   }
 
   get openBytes(): number {
@@ -186,24 +200,20 @@ export class Timeline implements ReadableTimeline {
   }
 
   get flushing(): boolean {
-    return this.#frozen.length > 0
+    return this.#flusher.memtables.length > 0
   }
 
   get layers(): readonly LayerEntry[] {
     return this.manifest.current.layers
   }
 
-  get layerMap(): LayerMap<LayerEntry> {
-    return this.#layers
-  }
-
   followerState(problem: string): void {
-    this.#problem = problem
+    this.#problems.follower = problem
   }
 
   pageDamaged(message: string, lsn: Lsn | undefined): void {
     this.log.error({ lsn }, message)
-    this.#problem = message
+    this.#problems.page = message
   }
 
   // Redo comes in.
@@ -218,9 +228,9 @@ export class Timeline implements ReadableTimeline {
     memtable.link(range.header, range.bytes, range.endLsn, (pageSpace, page, firstLsn) => {
       if (pageSpace !== space) {
         space = pageSpace
-        cacheSpace = this.cacheSpace(space)
+        cacheSpace = this.knownCacheSpace(space)
       }
-      cache.invalidate(cacheSpace, page, firstLsn)
+      if (cacheSpace >= 0) cache.invalidate(cacheSpace, page, firstLsn)
     })
     for (const { lsn, wallTimeUs } of range.samples) if (wallTimeUs > 0) this.times.add(lsn, wallTimeUs)
     memtable.firstLinkedAtMs ??= this.env.nowMs()
@@ -236,17 +246,16 @@ export class Timeline implements ReadableTimeline {
     if (event.kind === 'checkpoint') return
     this.catalogue.apply(event)
     memtable.events.push(event)
-    if (event.kind === 'delete' || event.kind === 'trim')
-      this.env.cache.invalidateSpace(
-        this.cacheSpace(event.space),
-        event.kind === 'trim' ? event.pages : 0,
-        event.lsn,
-      )
+    if (event.kind !== 'delete' && event.kind !== 'trim') return
+    const cacheSpace = this.knownCacheSpace(event.space)
+    const firstPage = event.kind === 'trim' ? event.pages : 0
+    if (cacheSpace >= 0) this.env.cache.invalidateSpaces(new Set([cacheSpace]), firstPage, event.lsn)
   }
 
   /** Ingestion ends here. What was ingested can be read and will still become durable, unless another owner took over. */
   stop(error: PalimpsestError): void {
-    if (this.#stopped !== undefined) return
+    // Damage may be found before another owner is.
+    if (this.#stopped !== undefined && (error.kind !== 'fenced' || this.#stopped.kind === 'fenced')) return
     this.#stopped = error
     this.log.error(
       { err: error, lsn: error.lsn, ingestedLsn: this.#ingestedLsn },
@@ -255,32 +264,17 @@ export class Timeline implements ReadableTimeline {
     this.ingest.close()
     this.#waiters.rejectAll(lsn => this.#stoppedError(lsn))
     this.onStopped()
-    if (error.kind === 'corrupt') this.#rememberStop()
+    if (error.kind === 'corrupt') {
+      this.freeze()
+      this.#flusher.rememberStop()
+    } else if (error.kind === 'fenced') this.#forgetRedo()
   }
 
-  /**
-   * A restart must not begin where the damage is as if nothing were known of it. What came before it is made durable first,
-   * or else it could not be read any more: with the last memtable's manifest, or with one of its own if that is durable
-   * already.
-   */
-  #rememberStop(): void {
-    this.freeze()
-    this.#commits = this.#commits
-      .then(async () => {
-        while (this.manifest.current.stopped === null && this.durableLsn === this.#ingestedLsn)
-          try {
-            await this.manifest.update(current => ({
-              ...current,
-              stopped: this.#stoppedAt(current.durableLsn),
-            }))
-          } catch (error) {
-            await this.#retryOrThrow(
-              error,
-              'noting in the manifest that the redo is damaged failed; trying again',
-            )
-          }
-      })
-      .catch(error => this.#flushFailed(error))
+  /** The other owner takes the same redo in. Ours can never become durable, and others need the memory. */
+  #forgetRedo(): void {
+    this.#flusher.abandon()
+    this.#open.markFlushed()
+    this.#open = new Memtable(this.env.arenas, this.#ingestedLsn)
   }
 
   /** What the manifest is to say once everything up to the damage is durable. */
@@ -296,16 +290,18 @@ export class Timeline implements ReadableTimeline {
     )
   }
 
-  /** Resolves once `lsn` is ingested. Throws `retry` when that takes longer than `timeoutMs`. */
-  waitForLsn(lsn: Lsn, timeoutMs: number = WAIT_MS_DEFAULT): Promise<void> {
+  /** Resolves once `lsn` is ingested. Throws `retry` when that takes longer than `timeoutMs`, or when nobody waits any more. */
+  waitForLsn(lsn: Lsn, timeoutMs: number = WAIT_MS_DEFAULT, signal?: AbortSignal): Promise<void> {
     if (lsn <= this.#ingestedLsn) return Promise.resolve()
     if (this.#stopped !== undefined) return Promise.reject(this.#stoppedError(lsn))
-    return this.#waiters.wait(lsn, timeoutMs, () => {
-      const behind = this.#problem === '' ? '' : ` (${this.#problem})`
+    const late = (): PalimpsestError => {
+      const problem = this.lastError
+      const behind = problem === '' ? '' : ` (${problem})`
       return retryError(
         `timeline ${this.name} did not reach LSN ${lsn} within ${timeoutMs} ms; it is at ${this.#ingestedLsn}${behind}`,
       )
-    })
+    }
+    return this.#waiters.wait(lsn, timeoutMs, late, signal)
   }
 
   /** The log goes on at `toLsn`; between lies redo that is lost. Nothing after the gap can be read until an import mends it. */
@@ -324,8 +320,7 @@ export class Timeline implements ReadableTimeline {
       { fromLsn, toLsn },
       'redo was lost; later LSNs can be read once an import has mended the gap',
     )
-    for (const cacheSpace of this.#cacheSpaces.values())
-      this.env.cache.invalidateSpace(cacheSpace, 0, (fromLsn + 1) as Lsn)
+    this.#forgetPages((fromLsn + 1) as Lsn)
     this.#open = new Memtable(this.env.arenas, toLsn)
     this.ingest.skipTo(toLsn)
     this.#lastWallTimeUs = wallTimeUs
@@ -340,16 +335,8 @@ export class Timeline implements ReadableTimeline {
   freeze(): void {
     const memtable = this.#open
     if (memtable.isEmpty) return
-    this.#frozen.push(memtable)
     this.#open = new Memtable(this.env.arenas, memtable.endLsn)
-    const since = this.env.nowMs()
-    const written = this.#write(memtable)
-    // Its failure is dealt with where it is awaited.
-    written.catch(() => {})
-    this.#commits = this.#commits
-      .then(() => this.#commit(memtable, written))
-      .then(() => this.env.metrics.flushSeconds.observe((this.env.nowMs() - since) / 1000))
-      .catch(error => this.#flushFailed(error))
+    this.#flusher.add(memtable)
   }
 
   /** Freezes the memtable if its oldest redo is older than `ageMs`. */
@@ -362,7 +349,7 @@ export class Timeline implements ReadableTimeline {
   async checkpoint(): Promise<Lsn> {
     const target = this.#ingestedLsn
     this.freeze()
-    await this.#commits
+    await this.#flusher.idle()
     if (this.durableLsn < target)
       throw (
         this.#stopped ??
@@ -375,98 +362,14 @@ export class Timeline implements ReadableTimeline {
     return join(this.env.scratchDir, `${this.id}-${this.#scratchNumber++}-${what}`)
   }
 
-  /**
-   * Has a worker write the layer, and puts it into the store; both again and again: the redo stays in memory until it is
-   * durable. Several layers may be on their way at a time.
-   */
-  async #write(memtable: Memtable): Promise<{ key: string; summary: LayerSummary }> {
-    const { path, summary } = await this.#writeFile(memtable)
-    const key = this.manifest.layerKey('delta', 0, memtable.beginLsn, memtable.endLsn)
-    for (;;) {
-      try {
-        await this.env.layers.put(key, path)
-        return { key, summary }
-      } catch (error) {
-        await this.#retryOrThrow(error, 'storing a layer failed; trying again')
-      }
-    }
-  }
-
-  async #writeFile(memtable: Memtable): Promise<{ path: string; summary: LayerSummary }> {
-    for (;;) {
-      const path = this.scratchPath('delta')
-      try {
-        const triples = memtable.toTriples()
-        const input = {
-          triples,
-          path,
-          timeline: this.id,
-          generation: this.manifest.current.generation,
-          lsnStart: memtable.beginLsn,
-          lsnEnd: memtable.endLsn,
-          events: memtable.events,
-          samples: this.times.samplesIn(memtable.beginLsn, memtable.endLsn),
-        }
-        return { path, summary: await this.env.background.run('flush', input, [triples.buffer]) }
-      } catch (error) {
-        await this.#retryOrThrow(error, 'writing a layer failed; trying again')
-      }
-    }
-  }
-
-  async #commit(memtable: Memtable, written: Promise<{ key: string; summary: LayerSummary }>): Promise<void> {
-    const { key, summary } = await written
-    const entry = layerEntry(key, 0, summary)
-    for (;;) {
-      try {
-        await this.manifest.update(current => ({
-          ...current,
-          durableLsn: memtable.endLsn,
-          stopped: this.#stoppedAt(memtable.endLsn),
-          layers: [...current.layers, entry],
-        }))
-        break
-      } catch (error) {
-        await this.#retryOrThrow(error, 'committing the manifest failed; trying again')
-      }
-    }
-    // In one turn: the layer is in the map, the memtable is not in the list any more.
-    this.layersChanged()
-    this.#frozen.splice(this.#frozen.indexOf(memtable), 1)
-    memtable.markFlushed()
-    // The arenas may still be ours, with nothing in them.
-    if (this.env.arenas.awaited && !this.env.arenas.hasRoom) this.env.arenasStarved()
-    this.times.forget(memtable.endLsn)
-    this.env.metrics.layerBytes.flush += summary.bytes
-    this.log.debug(
-      { lsnEnd: memtable.endLsn, redoBytes: memtable.bytes, layerBytes: summary.bytes, pages: summary.pages },
-      'layer written',
-    )
-    this.onDurable()
-  }
-
-  async #retryOrThrow(error: unknown, what: string): Promise<void> {
-    const known = toPalimpsestError(error)
-    if (known.kind === 'fenced' || this.#deleting || this.#closed) throw known
-    this.#problem = known.message
-    this.log.warn({ err: known }, what)
-    await delay(RETRY_FLUSH_MS)
-  }
-
   #flushFailed(error: unknown): void {
     const known = toPalimpsestError(error)
-    if (this.#closed || this.#deleting) return
+    if (this.#flusher.isClosed) return
     this.stop(
       known.kind === 'fenced'
         ? fencedError(`another page server owns timeline ${this.name}: ${known.message}`)
         : known,
     )
-  }
-
-  /** The manifest lists other layers than before. */
-  layersChanged(): void {
-    this.#layers = new LayerMap(this.manifest.current.layers)
-    this.onLayers()
   }
 
   /** Images that are made of what could be read before an import ended are not to be kept after it has: see `pagesReplaced`. */
@@ -483,22 +386,15 @@ export class Timeline implements ReadableTimeline {
     return awaitsImport(this.manifest.current.gaps)
   }
 
-  /** Deletes layers that the manifest does not name any more, once nobody reads them. What is left over, the next start removes. */
-  async retire(layers: readonly LayerEntry[]): Promise<void> {
-    if (layers.length === 0) return
-    await this.readersGone()
-    for (const { key } of layers)
-      try {
-        await this.env.layers.delete(key)
-      } catch (error) {
-        this.log.warn({ err: error, layer: key }, 'a layer that is not needed any more could not be deleted')
-      }
+  /** Saves all that the catalogue knows up to the durable LSN. */
+  saveCatalogue(): Promise<void> {
+    return saveCatalogue(this.env.store, this.manifest, this.catalogue, this.durableLsn)
   }
 
   /** An import as of `lsn` has become part of the timeline: layers, catalogue, gaps. */
   imported(lsn: Lsn): void {
-    this.layersChanged()
-    for (const cacheSpace of this.#cacheSpaces.values()) this.env.cache.invalidateSpace(cacheSpace, 0, lsn)
+    this.stack.changed()
+    this.#forgetPages(lsn)
   }
 
   // Reads.
@@ -512,6 +408,14 @@ export class Timeline implements ReadableTimeline {
     return known
   }
 
+  knownCacheSpace(space: number): number {
+    return this.#cacheSpaces.get(space) ?? -1
+  }
+
+  #forgetPages(lsn: Lsn): void {
+    this.env.cache.invalidateSpaces(new Set(this.#cacheSpaces.values()), 0, lsn)
+  }
+
   isNewest(lsn: Lsn): boolean {
     return lsn === this.#ingestedLsn
   }
@@ -522,36 +426,13 @@ export class Timeline implements ReadableTimeline {
    */
   readLsn(lsn: Lsn): Lsn {
     const at = lsn === 0 || lsn > this.#ingestedLsn ? this.#ingestedLsn : lsn
-    const { gaps } = this.manifest.current
-    if (gaps.length === 0)
-      throw retryError(`timeline ${this.name} cannot be read yet: no import of its pages has ended`)
-    const found = gapAt(gaps, at)
-    if (found === undefined) return at
-    const { gap, isFirst } = found
-    const unlogged = gap.cause === 'unlogged'
-    if (gap.readableFrom === LSN_MAX)
-      throw retryError(
-        `LSN ${at} of timeline ${this.name} cannot be read yet: ${
-          unlogged
-            ? `at LSN ${gap.from} tablespaces got content that is not in the redo (IMPORT TABLESPACE, or other undo tablespaces), and the import that brings it`
-            : `redo from LSN ${gap.from} on was lost, and the import that mends it`
-        } has not ended`,
-      )
-    if (at === this.#ingestedLsn && lsn !== at)
-      throw retryError(
-        `timeline ${this.name} is at LSN ${at}; it can be read once it has reached LSN ${gap.readableFrom}`,
-      )
-    const between = `between LSN ${gap.from} and LSN ${gap.readableFrom}`
-    throw invalidError(
-      `LSN ${at} of timeline ${this.name} cannot be read: ${
-        isFirst
-          ? `it is readable from LSN ${gap.readableFrom}, where its import ended`
-          : unlogged
-            ? `${between} tablespaces got content that is not in the redo (IMPORT TABLESPACE, or other undo tablespaces)`
-            : `${between} redo was lost`
-      }`,
-      at,
-    )
+    const { name, ingestedLsn } = this
+    if (this.#deleting) throw invalidError(`timeline ${name} is being deleted`)
+    // Of what it had in memory nothing is left.
+    if (at > this.durableLsn && this.#stopped?.kind === 'fenced')
+      throw retryError(`${this.#stopped.message}; ask that one`)
+    checkReadable({ name, gaps: this.manifest.current.gaps, asked: lsn, lsn: at, ingestedLsn })
+    return at
   }
 
   /** Who answers a request for `lsn` (0: the newest), and at which LSN: a branch leaves its beginnings to its ancestor. */
@@ -565,14 +446,14 @@ export class Timeline implements ReadableTimeline {
   snapshot(lsn: Lsn): TimelineSnapshot {
     const memtables: Memtable[] = []
     if (this.#open.beginLsn < lsn && !this.#open.isEmpty) memtables.push(this.#open)
-    for (let i = this.#frozen.length - 1; i >= 0; i--)
-      if (this.#frozen[i]!.beginLsn < lsn) memtables.push(this.#frozen[i]!)
+    const frozen = this.#flusher.memtables
+    for (let i = frozen.length - 1; i >= 0; i--) if (frozen[i]!.beginLsn < lsn) memtables.push(frozen[i]!)
     return takeSnapshot({
       lsn,
       catalogue: this.catalogue,
       memtables,
-      map: this.#layers,
-      set: this.guardedLayers(),
+      map: this.stack.map,
+      set: this.stack.guarded(),
       inherited: this.ancestor && {
         snapshot: this.ancestor.timeline.snapshot(this.ancestor.lsn),
         lsn: this.ancestor.lsn,
@@ -580,71 +461,22 @@ export class Timeline implements ReadableTimeline {
     })
   }
 
-  /** Layers to work with. It is for the caller to see that they are not deleted meanwhile. */
-  layerSet(): LayerSet {
-    return new LayerSet(this.env.layers, (error, layer) => this.#cannotFetch(error, layer))
-  }
-
-  /** Layers that `readersGone` waits for. */
-  guardedLayers(): LayerSet {
-    const set = this.layerSet()
-    this.#snapshots.add(set.done)
-    void set.done.then(() => this.#snapshots.delete(set.done))
-    return set
-  }
-
-  /** What a layer holds beside pages. It must be one that the manifest names at this moment. */
-  async layerExtras(entry: LayerEntry): Promise<LayerExtras> {
-    const set = this.guardedLayers()
-    try {
-      return await readLayerExtras(this.env, set, entry)
-    } finally {
-      set.release()
-    }
-  }
-
-  /** A layer that is not in the store is either lost, or another page server has replaced it. */
-  async #cannotFetch(error: unknown, layer: LayerEntry): Promise<PalimpsestError> {
-    const known = toPalimpsestError(error)
-    if (known.kind !== 'refresh') return known
-    const owner = timelineOfKey(layer.key)
-    try {
-      const now = owner && (await ManifestStore.read(this.env.store, owner))
-      if (now?.layers.some(other => other.key === layer.key)) return missingLayer(layer.key, this.env.store)
-    } catch (failure) {
-      return toPalimpsestError(failure)
-    }
-    if (owner === this.id)
-      this.stop(
-        fencedError(`another page server owns timeline ${this.name}: it has replaced layer ${layer.key}`),
-      )
-    return retryError(`${known.message}: another page server owns timeline ${this.name}; ask that one`)
-  }
-
-  /** Resolves when nobody reads any more what could be read at the time of the call. */
-  async readersGone(): Promise<void> {
-    await Promise.all(this.#snapshots)
-  }
-
   // The end.
-
-  #closed = false
 
   /** Stops taking in redo and waits for what is being written. Nothing is lost that is not written. */
   async close(deleting = false): Promise<void> {
-    this.#closed = true
     this.#deleting ||= deleting
     this.ingest.close()
     this.#waiters.rejectAll(() =>
       retryError(`timeline ${this.name} is being ${deleting ? 'deleted' : 'closed'}`),
     )
-    await this.#commits
+    await this.#flusher.close()
   }
 
   /** Lets go of all memory; after `close`. */
   discard(): void {
-    for (const memtable of [...this.#frozen, this.#open]) memtable.markFlushed()
-    for (const cacheSpace of this.#cacheSpaces.values())
-      this.env.cache.invalidateSpace(cacheSpace, 0, 0 as Lsn)
+    this.#flusher.abandon()
+    this.#open.markFlushed()
+    this.#forgetPages(0 as Lsn)
   }
 }

@@ -2,7 +2,7 @@
 import type { TimelineId } from '../../protocol/ids.ts'
 import type { TimelineBranch, TimelineRename } from '../../protocol/messages-branch.ts'
 import type { TimelineCreate } from '../../protocol/messages-timeline.ts'
-import { invalidError, type PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
+import { invalidError, type PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import { createBranch } from './branches.ts'
 import { CapturedFiles } from './captured-files.ts'
 import { loadCatalogue } from './catalogue-store.ts'
@@ -14,6 +14,7 @@ import { readLayerExtras } from './layer-extras.ts'
 import { LayerSet, missingLayer } from './layer-store.ts'
 import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
 import { type Ancestor, Timeline } from './timeline.ts'
+import { Turns } from './turns.ts'
 import { WalFollower } from './wal-follower.ts'
 
 /** A clean stop tries for so long to make the last redo durable. */
@@ -34,7 +35,8 @@ export class Timelines {
   #retryStopped = false
   #retrying = false
   /** Creations and deletions, one after the other. */
-  #changes: Promise<unknown> = Promise.resolve()
+  readonly #changes = new Turns()
+  #closing = false
 
   constructor(env: PageServerEnvironment) {
     this.#env = env
@@ -68,7 +70,7 @@ export class Timelines {
   }
 
   /** What a timeline needs that has just been claimed. */
-  async #takeOver(manifest: ManifestStore): Promise<void> {
+  async #takeOver(manifest: ManifestStore): Promise<Timeline> {
     const removed = await manifest.removeOrphans()
     if (removed.length > 0)
       this.#env.log.info(
@@ -77,7 +79,7 @@ export class Timelines {
       )
     if (this.#retryStopped && manifest.current.stopped !== null)
       await manifest.update(current => ({ ...current, stopped: null }))
-    await this.#load(manifest)
+    return this.#load(manifest)
   }
 
   /** Opens those that could not be opened for a reason that passes: the store was out of reach. To be called now and then. */
@@ -85,7 +87,7 @@ export class Timelines {
     const passing = [...this.#broken].filter(([, error]) => error.kind === 'retry').map(([id]) => id)
     if (passing.length === 0 || this.#retrying) return
     this.#retrying = true
-    await this.#inTurn(async () => {
+    await this.#change(async () => {
       for (const id of passing)
         try {
           const manifest = await ManifestStore.claim(this.#env.store, id)
@@ -164,6 +166,10 @@ export class Timelines {
     throw this.#broken.get(id) ?? invalidError(`there is no timeline ${id} on this page server`)
   }
 
+  branchesOf(timeline: Timeline): Timeline[] {
+    return [...this.all].filter(other => other.ancestor?.timeline === timeline)
+  }
+
   byName(name: string): Timeline {
     for (const { timeline } of this.#hosts.values()) if (timeline.name === name) return timeline
     throw invalidError(`there is no timeline named ${name} on this page server`)
@@ -171,8 +177,8 @@ export class Timelines {
 
   /** Makes the timeline; the same request again changes nothing. */
   create(request: TimelineCreate): Promise<void> {
-    return this.#inTurn(async () => {
-      const existing = this.#hosts.get(request.timeline)?.timeline
+    return this.#change(async () => {
+      const existing = this.#hosts.get(request.timeline)?.timeline ?? (await this.#leftOver(request.timeline))
       if (existing !== undefined) {
         const { name, startLsn, innodbPageSize } = existing.manifest.current
         if (
@@ -203,9 +209,9 @@ export class Timelines {
 
   /** Makes a branch; the same request again changes nothing. */
   branch(request: TimelineBranch): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.#change(async () => {
       const { timeline: id, name, lsn } = request
-      const existing = this.#hosts.get(id)?.timeline
+      const existing = this.#hosts.get(id)?.timeline ?? (await this.#leftOver(id))
       if (existing !== undefined) {
         const { ancestors } = existing.manifest.current
         // Asked for as a branch of a branch, it may have become one of the ancestor that has the LSN.
@@ -219,8 +225,16 @@ export class Timelines {
     })
   }
 
+  /** A timeline whose creation was given up, although the store had it: its reply was lost. */
+  async #leftOver(id: TimelineId): Promise<Timeline | undefined> {
+    const broken = this.#broken.get(id)
+    if (broken !== undefined) throw broken
+    const manifest = await ManifestStore.claim(this.#env.store, id)
+    return manifest && this.#takeOver(manifest)
+  }
+
   rename(request: TimelineRename): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.#change(async () => {
       const timeline = this.get(request.timeline)
       const { name } = request
       if (timeline.name === name) return
@@ -237,12 +251,12 @@ export class Timelines {
         throw invalidError(`there is a timeline named ${name} already: ${timeline.id}`)
   }
 
-  /** Throws `invalid` while branches still need its layers. */
+  /** Throws `invalid` while branches still need its layers. One that failed half-way can be asked for again. */
   delete(id: TimelineId): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.#change(async () => {
       const host = this.#hosts.get(id)
       if (host === undefined) return
-      const branches = [...this.all].filter(other => other.ancestor?.timeline.id === id)
+      const branches = this.branchesOf(host.timeline)
       if (branches.length > 0)
         throw invalidError(
           `timeline ${host.timeline.name} has branches (${branches.map(({ name }) => name).join(', ')}): delete these first`,
@@ -252,21 +266,23 @@ export class Timelines {
           `${[...this.#broken.keys()].join(', ')} could not be opened and may be branches of ${host.timeline.name}, which is therefore not deleted; see the log for what is wrong with them`,
         )
       const { timeline } = host
-      this.#hosts.delete(id)
-      await host.follower.close()
-      await host.compactor.close()
+      // Both may be waiting for the store, which they give up with the timeline.
+      const ended = Promise.all([host.follower.close(), host.compactor.close()])
       await timeline.close(true)
-      await timeline.readersGone()
+      await ended
+      await timeline.stack.readersGone()
       await timeline.manifest.deleteTimeline()
       timeline.discard()
+      this.#hosts.delete(id)
       timeline.log.info('timeline deleted')
     })
   }
 
-  #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#changes.then(work, work)
-    this.#changes = result.catch(() => {})
-    return result
+  #change<T>(work: () => Promise<T>): Promise<T> {
+    return this.#changes.run(() => {
+      if (this.#closing) throw retryError('the page server is shutting down')
+      return work()
+    })
   }
 
   /** No arena is free: idle timelines give theirs back, or else, unless a layer is being written, the fullest is. */
@@ -294,19 +310,28 @@ export class Timelines {
 
   /** Stops following and compacting, makes durable what is in memory, and lets the readers finish. */
   async close(): Promise<void> {
-    await this.#changes
-    await Promise.all(
-      [...this.#hosts.values()].map(async ({ timeline, follower, compactor }) => {
-        await follower.close()
-        await compactor.close()
-        try {
-          // Not needed for safety, since the safekeeper keeps what is not durable, but the next start is quicker.
-          if (timeline.state !== 'stopped') await atMost(timeline.checkpoint(), CLOSE_MS)
-        } catch (error) {
-          timeline.log.warn({ err: error }, 'the last redo was not made durable; the safekeeper still has it')
-        }
-        await timeline.close()
-      }),
-    )
+    this.#closing = true
+    // What waits for a store that does not answer gives up when the timelines do.
+    await atMost(this.#changes.done(), CLOSE_MS)
+    const closed = new Set<TimelineHost>()
+    for (let open = [...this.#hosts.values()]; open.length > 0; ) {
+      await Promise.all(open.map(closeHost))
+      for (const host of open) closed.add(host)
+      await this.#changes.done()
+      // One may have come of a change that was under way.
+      open = [...this.#hosts.values()].filter(host => !closed.has(host))
+    }
   }
+}
+
+async function closeHost({ timeline, follower, compactor }: TimelineHost): Promise<void> {
+  const ended = Promise.all([follower.close(), compactor.close()])
+  try {
+    // Not needed for safety, since the safekeeper keeps what is not durable, but the next start is quicker.
+    if (timeline.state !== 'stopped') await atMost(timeline.checkpoint(), CLOSE_MS)
+  } catch (error) {
+    timeline.log.warn({ err: error }, 'the last redo was not made durable; the safekeeper still has it')
+  }
+  await timeline.close()
+  await ended
 }

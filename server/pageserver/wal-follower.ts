@@ -5,6 +5,7 @@
  * Back-pressure: when ingestion has no room for the next chunk, the socket is not read until it has. Each timeline has a
  * connection of its own, so that nobody else waits meanwhile; trimming goes over it too, in the other direction.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Connection } from '../../protocol/connection.ts'
 import { BULK_WAIT } from '../../protocol/frame.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
@@ -107,18 +108,8 @@ export class WalFollower {
         this.#timeline.ingest.abandon()
       }
       delayMs = this.#timeline.ingest.arrivedLsn > before ? RETRY_MS_MIN : Math.min(delayMs * 2, RETRY_MS_MAX)
-      await new Promise<void>(resolve => {
-        // All timelines lose a safekeeper in the same moment; they do not come back in the same one.
-        const timer = setTimeout(resolve, delayMs * (0.5 + Math.random()))
-        signal.addEventListener(
-          'abort',
-          () => {
-            clearTimeout(timer)
-            resolve()
-          },
-          { once: true },
-        )
-      })
+      // All timelines lose a safekeeper in the same moment; they do not come back in the same one.
+      await sleep(delayMs * (0.5 + Math.random()), undefined, { signal }).catch(() => {})
     }
   }
 

@@ -39,7 +39,7 @@ t.test('a failed version leaves nothing', async t => {
 t.test('a dropped tablespace', async t => {
   const cache = new PageCache(1 << 20)
   for (let page = 0; page < 10; page++) cache.fill(cache.begin(3, page, lsn(10), true, 4096), fill(5))
-  cache.invalidateSpace(3, 4, lsn(20))
+  cache.invalidateSpaces(new Set([3]), 4, lsn(20))
   t.equal(cache.find(3, 3, lsn(30)) >= 0, true)
   t.equal(cache.find(3, 4, lsn(30)), -1)
   t.equal(cache.find(3, 4, lsn(19)) >= 0, true, 'readers of the past still find it')
