@@ -11,6 +11,9 @@
  * A crash before 2 leaves a file in `.tmp/`, removed when it is an hour old by whoever opens the store. A crash between 2
  * and 3 leaves an object or none; nobody was told that it exists. Whoever loses at step 2 syncs the directory too
  * before saying so, for the winner may not have come to its step 3.
+ *
+ * A sync that failed with an I/O error is not repeated as if nothing had happened: the system may have thrown away what it
+ * could not write, and says so once. Nothing more is put until the process was started anew.
  */
 import { constants } from 'node:fs'
 import { copyFile, link, mkdir, open, readdir, readFile, stat, unlink } from 'node:fs/promises'
@@ -32,6 +35,8 @@ export class LocalObjectStore implements ObjectStore {
   readonly #root: string
   readonly #failpoint: NonNullable<LocalObjectStoreOptions['failpoint']>
   #scratchNumber = 0
+  /** A sync failed. */
+  #broken: PalimpsestError | undefined
   readonly #scratchName: string
   /** Directories known to exist and to be durable. Only a hint: they are made again where they turn out to be gone. */
   readonly #directories = new Set<string>()
@@ -62,6 +67,7 @@ export class LocalObjectStore implements ObjectStore {
 
   async putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean> {
     const target = this.localPath(key)
+    if (this.#broken !== undefined) throw this.#broken
     const scratch = this.#scratch()
     try {
       this.#failpoint('write', key)
@@ -75,7 +81,7 @@ export class LocalObjectStore implements ObjectStore {
       }
       return await this.#publish(key, scratch, target)
     } catch (error) {
-      throw storeError(`putting ${key} into ${this.description} failed`, error)
+      throw this.#putError(`putting ${key} into ${this.description} failed`, error)
     } finally {
       await unlink(scratch).catch(() => {})
     }
@@ -83,6 +89,7 @@ export class LocalObjectStore implements ObjectStore {
 
   async putFile(key: string, localPath: string): Promise<boolean> {
     const target = this.localPath(key)
+    if (this.#broken !== undefined) throw this.#broken
     try {
       this.#failpoint('sync', key)
       await syncFile(localPath)
@@ -105,8 +112,18 @@ export class LocalObjectStore implements ObjectStore {
       if (created) await unlink(localPath)
       return created
     } catch (error) {
-      throw storeError(`putting ${localPath} as ${key} into ${this.description} failed`, error)
+      throw this.#putError(`putting ${localPath} as ${key} into ${this.description} failed`, error)
     }
+  }
+
+  #putError(what: string, error: unknown): PalimpsestError {
+    const known = storeError(what, error)
+    if (errorCode(error) !== 'EIO') return known
+    this.#broken ??= internalError(
+      `${known.message}; look after the disk, then restart this server: until then nothing more is stored`,
+      error,
+    )
+    return this.#broken
   }
 
   /** Steps 2 and 3. */

@@ -36,7 +36,13 @@ import {
   UploadPartCommand,
 } from '@aws-sdk/client-s3'
 import { crc32c } from '../../protocol/crc32c.ts'
-import { corruptError, internalError, invalidError, toPalimpsestError } from './errors.ts'
+import {
+  corruptError,
+  internalError,
+  invalidError,
+  type PalimpsestError,
+  toPalimpsestError,
+} from './errors.ts'
 import {
   checkObjectKey,
   checkObjectPrefix,
@@ -277,11 +283,11 @@ export class S3ObjectStore implements ObjectStore {
 
   async get(key: string): Promise<Buffer | undefined> {
     checkObjectKey(key)
-    return this.#requests.run(`getting ${key}`, 0, async signal => {
+    return this.#requests.run(`getting ${key}`, 0, async (signal, number) => {
       const reply = await this.#open(key, undefined, signal)
       if (reply === undefined) return undefined
       const bytes = await collect(reply)
-      this.#verify(key, reply, crc32c(bytes, 0, bytes.length))
+      this.#verify(key, reply, crc32c(bytes, 0, bytes.length), number)
       return bytes
     })
   }
@@ -318,12 +324,12 @@ export class S3ObjectStore implements ObjectStore {
     try {
       const expected = await this.head(key)
       if (expected !== undefined)
-        bytes = await this.#requests.run(`getting ${key}`, expected, async signal => {
+        bytes = await this.#requests.run(`getting ${key}`, expected, async (signal, number) => {
           const reply = await this.#open(key, undefined, signal)
           if (reply === undefined) return undefined
           await file.truncate(0)
           const { written, crc } = await writeAll(reply, file)
-          this.#verify(key, reply, crc)
+          this.#verify(key, reply, crc, number)
           return written
         })
       if (bytes !== undefined) await file.sync()
@@ -351,10 +357,11 @@ export class S3ObjectStore implements ObjectStore {
     }
   }
 
-  /** Objects that others put there have no sum of ours. */
-  #verify(key: string, reply: GetObjectCommandOutput, crc: number): void {
+  /** Objects that others put there have no sum of ours. What was damaged on its way comes whole the next time. */
+  #verify(key: string, reply: GetObjectCommandOutput, crc: number, attempt: number): void {
     const expected = reply.Metadata?.[CRC]
     if (expected === undefined || expected === hex(crc)) return
+    if (attempt === 0) throw new DamagedReply(`its CRC-32C is ${hex(crc)} instead of ${expected}`)
     throw corruptError(
       `object ${key} in ${this.description} does not match the CRC-32C that was stored with it (${hex(crc)} instead of ${expected}); restore it from a copy`,
     )
@@ -382,16 +389,22 @@ export class S3ObjectStore implements ObjectStore {
     const found: ObjectInfo[] = []
     let token: string | undefined
     do {
-      const reply = await this.#requests.run(`listing ${prefix}`, 0, signal =>
-        this.#requests.client.send(
+      const before = token
+      const reply = await this.#requests.run(`listing ${prefix}`, 0, async signal => {
+        const part = await this.#requests.client.send(
           new ListObjectsV2Command({
             Bucket: this.#bucket,
             ...(from === '' ? {} : { Prefix: from }),
-            ...(token === undefined ? {} : { ContinuationToken: token }),
+            ...(before === undefined ? {} : { ContinuationToken: before }),
           }),
           { abortSignal: signal },
-        ),
-      )
+        )
+        // Half a listing taken for all of it would hide the newest version of a manifest.
+        const next = part.NextContinuationToken
+        if (part.IsTruncated === true && (!next || next === before))
+          throw new DamagedReply('a part of a listing does not say where the next one begins')
+        return part
+      })
       for (const { Key, Size } of reply.Contents ?? []) {
         const key = Key?.slice(this.#prefix.length) ?? ''
         if (isObjectKey(key)) found.push({ key, bytes: Size ?? 0 })
@@ -443,16 +456,21 @@ async function ofFile(path: string, checksums: string, from = 0, length?: number
 /** All of a reply's contents. */
 async function collect(reply: GetObjectCommandOutput): Promise<Buffer> {
   const length = reply.ContentLength ?? 0
-  if (length > OBJECT_BYTES_MAX)
-    throw internalError(`an object of ${length} bytes is too large to be held in memory`)
+  if (length > OBJECT_BYTES_MAX) throw tooLarge(length)
   const pieces: Buffer[] = []
   let bytes = 0
   for await (const piece of reply.Body as Readable) {
     pieces.push(piece)
     bytes += piece.length
+    // Without a length that is told beforehand.
+    if (bytes > OBJECT_BYTES_MAX) throw tooLarge(bytes)
   }
   checkLength(reply, bytes)
   return pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces, bytes)
+}
+
+function tooLarge(bytes: number): PalimpsestError {
+  return internalError(`an object of ${bytes} bytes is too large to be held in memory`)
 }
 
 async function writeAll(

@@ -38,6 +38,8 @@ export class S3Service {
     undefined
   /** As services do that know nothing of conditional writes. */
   ignoresConditions = false
+  /** Listings of more than a few keys are cut short, and do not say where they go on. */
+  forgetsTokens = false
   requests: string[] = []
   readonly #server: Server
 
@@ -149,7 +151,8 @@ export class S3Service {
       key => `<Contents><Key>${key}</Key><Size>${this.objects.get(key)!.bytes.length}</Size></Contents>`,
     )
     const more = keys.length > page.length
-    const token = more ? `<NextContinuationToken>${page.at(-1)}</NextContinuationToken>` : ''
+    const token =
+      more && !this.forgetsTokens ? `<NextContinuationToken>${page.at(-1)}</NextContinuationToken>` : ''
     const xml = `<?xml version="1.0"?><ListBucketResult><IsTruncated>${more}</IsTruncated>${token}${contents.join('')}</ListBucketResult>`
     return { status: 200, headers: { 'content-type': 'application/xml' }, body: Buffer.from(xml) }
   }

@@ -63,3 +63,27 @@ t.test('a store that cannot be opened says which and why', async t => {
   )
   t.notOk(existsSync(join(file, 'store')))
 })
+
+t.test('after a sync that failed nothing more is put, as if the next one could make up for it', async t => {
+  let step = ''
+  const dir = t.testdir()
+  const store = await LocalObjectStore.open(dir, {
+    failpoint: at => {
+      if (at === step) throw Object.assign(new Error('EIO: i/o error, fsync'), { code: 'EIO' })
+    },
+  })
+  t.equal(await store.putIfAbsent('a', Buffer.from('a')), true)
+  step = 'sync-directory'
+  await t.rejects(store.putIfAbsent('b', Buffer.from('b')), {
+    kind: 'internal',
+    message: /restart/,
+  } as object as Error)
+  step = ''
+  await t.rejects(store.putIfAbsent('c', Buffer.from('c')), {
+    kind: 'internal',
+    message: /restart/,
+  } as object as Error)
+  t.same((await store.get('a'))?.toString(), 'a', 'what is there can be read')
+  const again = await LocalObjectStore.open(dir)
+  t.equal(await again.putIfAbsent('c', Buffer.from('c')), true)
+})

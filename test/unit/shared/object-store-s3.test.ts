@@ -97,11 +97,23 @@ t.test('contents that were damaged at rest or on the way are not taken', async t
   await t.rejects(store.get('k'), like({ kind: 'corrupt', message: /does not match the CRC-32C/ }))
   await t.rejects(store.getFile('k', copy), like({ kind: 'corrupt' }))
   t.notOk(existsSync(copy))
+  let gets = 0
+  service.fault = method => (method === 'GET' && gets++ === 0 ? 'damaged' : undefined)
+  t.equal((await store.get('k'))?.length, 5000, 'what was damaged on the way comes whole the next time')
   service.fault = method => (method === 'GET' ? 'cut' : undefined)
   await t.rejects(store.getFile('k', copy), like({ kind: 'retry' }))
   t.notOk(existsSync(copy), 'half of a file is no file')
   service.fault = () => undefined
   t.equal(await store.getFile('k', copy), 5000)
+})
+
+t.test('half a listing is not taken for all of it', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service, { attemptsMax: 2 })
+  for (let i = 0; i < 12; i++) await store.putIfAbsent(`k/${i}`, Buffer.from('x'))
+  t.equal((await store.list('k/')).length, 12)
+  service.forgetsTokens = true
+  await t.rejects(store.list('k/'), like({ kind: 'retry', message: /where the next one begins/ }))
 })
 
 t.test('a service that ignores conditions is refused', async t => {
