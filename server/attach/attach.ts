@@ -601,7 +601,7 @@ class Session {
     const end = await this.#pump.caughtUp()
     if (end < session.maxPageLsn)
       throw invalidError(
-        `a page has LSN ${session.maxPageLsn}, but the redo log ends at LSN ${end}; the log does not belong to this datadir, or was cut`,
+        `${session.newestPage} has LSN ${session.maxPageLsn}, but the redo log ends at LSN ${end}: if this file is no table of the server (copied there to be imported, or left over), move it out of the datadir; otherwise the log does not belong to this datadir, or was cut`,
         end,
       )
     // The files of a stopped server stood still: their newest page tells how far they are, and all that is in the

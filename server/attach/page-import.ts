@@ -44,6 +44,8 @@ export class PageImport {
   #failure: unknown
   /** Greatest FIL_PAGE_LSN among the copied pages: the copy is whole from there on at the earliest. */
   maxPageLsn: Lsn = LSN_ZERO
+  /** The page that has it, for messages. */
+  newestPage = ''
   pages = 0
   bytesRead = 0
   skipped = 0
@@ -75,6 +77,7 @@ export class PageImport {
       await this.announce(space)
       let batch: PageImage[] = []
       let batchBytes = 0
+      let newest: number | undefined
       for await (const { images, bytesRead } of reader.pages({
         live,
         ...(afterLsn === undefined ? {} : { afterLsn }),
@@ -95,7 +98,10 @@ export class PageImport {
           }
           batch.push(image)
           batchBytes += image.bytes.length
-          if (image.lsn > this.maxPageLsn) this.maxPageLsn = image.lsn
+          if (image.lsn > this.maxPageLsn) {
+            this.maxPageLsn = image.lsn
+            newest = image.page
+          }
         }
         this.pages += images.length
         this.bytesRead += bytesRead
@@ -103,6 +109,7 @@ export class PageImport {
         await this.#options.yieldToRedo?.()
       }
       await this.#send(space, batch, batchBytes)
+      if (newest !== undefined) this.newestPage = `page ${newest} of ${space.name}`
     } finally {
       await reader.close()
     }

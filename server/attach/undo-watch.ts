@@ -8,7 +8,7 @@
  */
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { isMissing } from '../datadir/errors.ts'
+import { explainSystemError, isMissing } from '../datadir/errors.ts'
 import { type SpaceFile, scanTable } from '../datadir/scan.ts'
 
 const LOOK_MS = 200
@@ -54,7 +54,11 @@ export class UndoWatch {
   }
 
   async #names(): Promise<string[]> {
-    return (await readdir(this.#datadir)).filter(isUndoName).sort()
+    try {
+      return (await readdir(this.#datadir)).filter(isUndoName).sort()
+    } catch (error) {
+      throw explainSystemError(this.#datadir, error)
+    }
   }
 
   async #signature(): Promise<string> {
