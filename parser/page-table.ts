@@ -2,6 +2,7 @@
  * The pages that a chunk of redo changes, and how many bytes each of them has: filled entry by entry in the order of the log,
  * then sorted. A hash table over rows of eight words, so that an entry touches one slot and one row.
  */
+import { RowSort } from './row-sort.ts'
 
 export const PAGE_WORDS = 8
 /** What a row has, 32-bit words. LSNs count from the chunk's beginning. */
@@ -19,11 +20,6 @@ export const PageWord = {
   FLAGS: 7,
 } as const
 
-/** Up to so many pages, sorting by insertion beats sorting by digits. */
-const INSERTION_PAGES_MAX = 48
-const DIGIT_BITS = 11
-const DIGITS_PER_WORD = 3
-
 export class PageTable {
   count = 0
   /** Rows in the order of first appearance. Replaced when it grows. */
@@ -31,9 +27,7 @@ export class PageTable {
   /** Open addressing: row + 1, or 0. A power of two, at least twice the pages. */
   #slots = new Uint32Array(4096)
   readonly #seed: number
-  #order = new Uint32Array(1024)
-  #orderBefore = new Uint32Array(1024)
-  readonly #digits = new Uint32Array(1 << DIGIT_BITS)
+  readonly #sort = new RowSort({ rowWords: PAGE_WORDS, space: PageWord.SPACE, page: PageWord.PAGE })
 
   /** `seed`: mixed into the hash of page ids. */
   constructor(seed: number) {
@@ -113,66 +107,7 @@ export class PageTable {
 
   /** All rows, ordered by (space, page). The array is longer than `count`, and valid until the next call. */
   sorted(): Uint32Array {
-    const { count } = this
-    if (this.#order.length < count) {
-      this.#order = new Uint32Array(2 * count)
-      this.#orderBefore = new Uint32Array(2 * count)
-    }
-    for (let i = 0; i < count; i++) this.#order[i] = i
-    if (count <= INSERTION_PAGES_MAX) this.#sortByInsertion()
-    else {
-      this.#sortByWord(PageWord.PAGE)
-      this.#sortByWord(PageWord.SPACE)
-    }
-    return this.#order
-  }
-
-  #sortByInsertion(): void {
-    const order = this.#order
-    const { words } = this
-    for (let i = 1; i < this.count; i++) {
-      const space = words[PAGE_WORDS * i + PageWord.SPACE]!
-      const page = words[PAGE_WORDS * i + PageWord.PAGE]!
-      let to = i
-      for (; to > 0; to--) {
-        const other = PAGE_WORDS * order[to - 1]!
-        const otherSpace = words[other + PageWord.SPACE]!
-        if (otherSpace < space || (otherSpace === space && words[other + PageWord.PAGE]! < page)) break
-        order[to] = order[to - 1]!
-      }
-      order[to] = i
-    }
-  }
-
-  /** By the digits of one word, the lowest first, leaving out those in which no two pages differ: most of them. */
-  #sortByWord(word: number): void {
-    const { count, words } = this
-    const digits = this.#digits
-    const first = words[word]!
-    let differing = 0
-    for (let at = word, end = PAGE_WORDS * count; at < end; at += PAGE_WORDS) differing |= words[at]! ^ first
-    for (let digit = 0; digit < DIGITS_PER_WORD; digit++) {
-      const shift = digit * DIGIT_BITS
-      const mask = (1 << DIGIT_BITS) - 1
-      if (((differing >>> shift) & mask) === 0) continue
-      digits.fill(0)
-      for (let at = word, end = PAGE_WORDS * count; at < end; at += PAGE_WORDS)
-        digits[(words[at]! >>> shift) & mask]!++
-      let place = 0
-      for (let d = 0; d <= mask; d++) {
-        const many = digits[d]!
-        digits[d] = place
-        place += many
-      }
-      const from = this.#order
-      const to = this.#orderBefore
-      for (let i = 0; i < count; i++) {
-        const row = from[i]!
-        to[digits[(words[PAGE_WORDS * row + word]! >>> shift) & mask]!++] = row
-      }
-      this.#order = to
-      this.#orderBefore = from
-    }
+    return this.#sort.sort(this.words, this.count)
   }
 }
 

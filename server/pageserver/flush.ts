@@ -4,8 +4,8 @@
  * The arenas have each range sorted by page already, in the encoding of a layer, and a page's runs chained newest first; so
  * this is a walk over the sorted pages with one turn of each chain, and runs go from the arena into the layer's blocks whole.
  */
+import { RowSort } from '../../parser/row-sort.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { PairTable } from '../shared/shared-memory.ts'
 import { type ArenaMemory, NO_WORD } from './arena.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
 import { DeltaLayerWriter } from './delta-layer.ts'
@@ -26,27 +26,54 @@ export interface FlushInput {
   readonly samples: readonly TimeSample[]
 }
 
-/** Pages in ascending order with their newest run, as a sorted array of keys (space in the high half) and a table. */
-function sortPages(triples: Uint32Array): { keys: Uint32Array; runs: PairTable } {
-  const pages = triples.length / 3
-  const keys = new BigUint64Array(pages)
-  // Little-endian: the low half of a key comes first.
-  const words = new Uint32Array(keys.buffer)
-  const runs = new PairTable(pages)
-  for (let i = 0; i < pages; i++) {
-    words[2 * i] = triples[3 * i + 1]!
-    words[2 * i + 1] = triples[3 * i]!
-    runs.set(triples[3 * i]!, triples[3 * i + 1]!, triples[3 * i + 2]!)
+/** Of `FlushInput.triples`. */
+const TRIPLE = { rowWords: 3, space: 0, page: 1 } as const
+const NEWEST_RUN = 2
+
+/** Walks pages with their runs into the writer. */
+class PageWalk {
+  readonly #writer: DeltaLayerWriter
+  readonly #bytes: Buffer
+  readonly #cursor: RunCursor
+  /** Runs of the page at hand, newest first. */
+  readonly #chain: number[] = []
+
+  constructor(memory: ArenaMemory, writer: DeltaLayerWriter) {
+    this.#writer = writer
+    this.#bytes = Buffer.from(memory.geometry.buffer)
+    this.#cursor = new RunCursor(memory)
   }
-  keys.sort()
-  return { keys: words, runs }
+
+  // Methods of their own, and not the insides of one loop: those V8 would compile again each time that such a loop has ended.
+
+  page(space: number, page: number, newestRun: number): void {
+    const chain = this.#chain
+    chain.length = 0
+    for (let run = newestRun; run !== NO_WORD; run = this.#cursor.previous(run)) chain.push(run)
+    this.#writer.beginPage(space, page)
+    for (let c = chain.length - 1; c >= 0; c--) this.#run(chain[c]!)
+  }
+
+  #run(run: number): void {
+    const cursor = this.#cursor
+    cursor.open(run)
+    if (cursor.hasInit) this.#entries()
+    else this.#writer.addEntries(this.#bytes, cursor)
+  }
+
+  /** One by one: the index of a layer points at entries with INIT_PAGE, so the writer must be told of each. */
+  #entries(): void {
+    const cursor = this.#cursor
+    while (cursor.next())
+      this.#writer.addEntry(cursor.lsn, cursor.flags, this.#bytes, cursor.start, cursor.end - cursor.start)
+  }
 }
 
 /** The file is complete and synced when this returns; on an error it is gone. */
 export function flushMemtable(memory: ArenaMemory, input: FlushInput): LayerSummary {
-  const bytes = Buffer.from(memory.geometry.buffer)
-  const cursor = new RunCursor(memory)
-  const { keys, runs } = sortPages(input.triples)
+  const { triples } = input
+  const pages = triples.length / TRIPLE.rowWords
+  const order = new RowSort(TRIPLE).sort(triples, pages)
   const writer = new DeltaLayerWriter(input.path, {
     timeline: input.timeline,
     generation: input.generation,
@@ -56,21 +83,10 @@ export function flushMemtable(memory: ArenaMemory, input: FlushInput): LayerSumm
     zstdLevel: 0,
   })
   try {
-    const chain: number[] = []
-    for (let i = 0; i < keys.length; i += 2) {
-      const page = keys[i]!
-      const space = keys[i + 1]!
-      writer.beginPage(space, page)
-      chain.length = 0
-      for (let run = runs.get(space, page); run !== NO_WORD; run = cursor.previous(run)) chain.push(run)
-      for (let c = chain.length - 1; c >= 0; c--) {
-        cursor.open(chain[c]!)
-        // The index of a layer points at entries with INIT_PAGE, so the writer must be told of each.
-        if (!cursor.hasInit) writer.addEntries(bytes, cursor)
-        else
-          while (cursor.next())
-            writer.addEntry(cursor.lsn, cursor.flags, bytes, cursor.start, cursor.end - cursor.start)
-      }
+    const walk = new PageWalk(memory, writer)
+    for (let i = 0; i < pages; i++) {
+      const row = TRIPLE.rowWords * order[i]!
+      walk.page(triples[row + TRIPLE.space]!, triples[row + TRIPLE.page]!, triples[row + NEWEST_RUN]!)
     }
     return writer.finish({ catalogueEvents: input.events, timeSamples: input.samples })
   } catch (error) {

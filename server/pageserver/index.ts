@@ -14,6 +14,7 @@ import { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
 import { WorkerPool, WorkerPoolMetrics } from '../shared/worker-pool.ts'
 import { ArenaMemory, ArenaPool } from './arena.ts'
 import { delay, type PageServerEnvironment, type PageServerPool } from './environment.ts'
+import { indexingThreads } from './ingest.ts'
 import { LayerCache } from './layer-cache.ts'
 import { type LayerStore, LayersInPlace } from './layer-store.ts'
 import { planMemory } from './memory-plan.ts'
@@ -97,6 +98,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
     threads,
     workerData: workerData(false),
     name: 'foreground',
+    gathered: { tasks: ['indexRange'], threads: indexingThreads(threads) },
     metrics: poolMetrics,
     heapMbMax: plan.heapMbPerThread,
   })

@@ -27,6 +27,11 @@ const SHARED_FREE_BYTES_MIN = 1 << 20
 
 const RETRY_MS = 500
 
+/** Of so many threads these index: one alone takes in more than half a gigabyte a second. The others make pages meanwhile. */
+export function indexingThreads(threads: number): number {
+  return Math.max(1, threads >> 1)
+}
+
 const WAITING = 0
 const INDEXING = 1
 const INDEXED = 2
@@ -268,7 +273,7 @@ export class RedoIngest {
     const { memory } = this.#pool
     for (const range of this.#ranges) {
       // Two per thread: one at work, one behind it.
-      if (this.#indexing >= this.#workers.threads * 2) return
+      if (this.#indexing >= indexingThreads(this.#workers.threads) * 2) return
       if (range.state !== WAITING) continue
       // Set aside now, or ranges at work side by side would all count on the same room, and all but one would be in vain.
       const bytes = range.indexBytes || range.bytes + (range.bytes >>> 3) + INDEX_BYTES_EXTRA

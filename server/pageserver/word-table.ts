@@ -33,15 +33,25 @@ export class WordTable {
 
   /** All rows, or those of `order` in that order, column after column, little-endian. */
   columns(order?: Uint32Array): Buffer {
-    const { width, words } = this
     const rows = order === undefined ? this.rows : order.length
-    const out = new Uint32Array(rows * width)
-    for (let column = 0; column < width; column++) {
-      const base = column * rows
-      if (order === undefined)
-        for (let row = 0; row < rows; row++) out[base + row] = words[row * width + column]!
-      else for (let row = 0; row < rows; row++) out[base + row] = words[order[row]! * width + column]!
-    }
+    const out = new Uint32Array(rows * this.width)
+    for (let column = 0; column < this.width; column++)
+      if (order === undefined) this.#column(column, out)
+      else this.#orderedColumn(column, order, out)
     return Buffer.from(out.buffer)
+  }
+
+  // Methods of their own: as the insides of the loop over columns, V8 compiles them again for every table.
+
+  #column(column: number, out: Uint32Array): void {
+    const { width, words, rows } = this
+    for (let to = column * rows, end = to + rows, from = column; to < end; to++, from += width)
+      out[to] = words[from]!
+  }
+
+  #orderedColumn(column: number, order: Uint32Array, out: Uint32Array): void {
+    const { width, words } = this
+    let to = column * order.length
+    for (let i = 0; i < order.length; i++) out[to++] = words[order[i]! * width + column]!
   }
 }

@@ -15,6 +15,9 @@ import type { Lsn } from '../../protocol/ids.ts'
 import { type ErrorKind, PalimpsestError, retryError } from './errors.ts'
 import { type HistogramMetric, type MetricsPart, TASK_SECONDS } from './metrics.ts'
 
+type PiscinaLoadBalancer = NonNullable<NonNullable<ConstructorParameters<typeof Piscina>[0]>['loadBalancer']>
+type PiscinaWorker = NonNullable<ReturnType<PiscinaLoadBalancer>>
+
 interface TaskFailure {
   readonly taskFailed: true
   readonly kind: ErrorKind
@@ -63,6 +66,11 @@ export interface WorkerPoolOptions {
   readonly threads?: number
   /** Tasks that may wait; further ones are refused. */
   readonly queueMax?: number
+  /**
+   * Tasks that go to the first few threads as long as those have room. Where one thread could do them all, it is a loss that
+   * each of them compiles their code for itself; and the others are free for those that somebody waits for.
+   */
+  readonly gathered?: { readonly tasks: readonly string[]; readonly threads: number }
   /** Tasks handed to a thread at once: 2 hides the round trip behind work, 1 keeps long tasks from piling up. */
   readonly concurrentTasksPerWorker?: number
   readonly workerData?: unknown
@@ -71,6 +79,25 @@ export interface WorkerPoolOptions {
   /** For metrics. */
   readonly name?: string
   readonly metrics?: WorkerPoolMetrics
+}
+
+/** The least busy of the first threads for the tasks that are gathered there, the least busy of all, last ones first, for others. */
+function gathering(
+  gathered: NonNullable<WorkerPoolOptions['gathered']>,
+  usageMax: number,
+): PiscinaLoadBalancer {
+  return (task, workers) => {
+    const isGathered = gathered.tasks.includes(task.name)
+    const inOrder = [...workers].sort((a, b) => a.id - b.id)
+    const first = isGathered ? leastBusy(inOrder.slice(0, gathered.threads), usageMax) : null
+    return first ?? leastBusy(inOrder.reverse(), usageMax)
+  }
+}
+
+function leastBusy(workers: readonly PiscinaWorker[], usageMax: number): PiscinaWorker | null {
+  let found: PiscinaWorker | null = null
+  for (const worker of workers) if (worker.currentUsage < (found?.currentUsage ?? usageMax)) found = worker
+  return found
 }
 
 /** What the pools of a process tell; each adds itself. */
@@ -111,12 +138,16 @@ export class WorkerPool<T> {
     this.#metrics = options.metrics
     options.metrics?.add(this)
     this.threads = options.threads ?? availableParallelism()
+    const concurrentTasksPerWorker = options.concurrentTasksPerWorker ?? 2
     this.#piscina = new Piscina({
       filename: options.filename,
       minThreads: this.threads,
       maxThreads: this.threads,
       atomics: 'async',
-      concurrentTasksPerWorker: options.concurrentTasksPerWorker ?? 2,
+      concurrentTasksPerWorker,
+      ...(options.gathered === undefined
+        ? {}
+        : { loadBalancer: gathering(options.gathered, concurrentTasksPerWorker) }),
       maxQueue: options.queueMax ?? 4096,
       workerData: options.workerData,
       recordTiming: false,

@@ -1,4 +1,5 @@
 /** Tasks for the test of the worker pool. */
+import { threadId } from 'node:worker_threads'
 import type { Lsn } from '../../protocol/ids.ts'
 import { corruptError } from '../../server/shared/errors.ts'
 import { task } from '../../server/shared/worker-pool.ts'
@@ -16,3 +17,12 @@ export const sleep = task(({ ms }: { ms: number }): void => {
 export const die = task((_: object): void => {
   process.exit(1)
 })
+
+/** Keeps its thread busy for a while and tells which one it is. */
+const whichThread = ({ ms }: { readonly ms: number }): number => {
+  for (const until = performance.now() + ms; performance.now() < until; );
+  return threadId
+}
+
+export const anyThread = task(whichThread)
+export const gatheredThread = task(whichThread)
