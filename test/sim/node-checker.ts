@@ -10,6 +10,7 @@
  * - commit and applied index of a process never fall;
  * - fencing: an epoch is given out once; no append succeeds that was sent after a newer epoch was known;
  * - trimming: no node gives up what a consumer has not made durable, or what the backup does not hold (node-sim.ts);
+ * - backup: a cell that is made again from it has all that was acknowledged and noted as backed up, and nothing else (restore.ts);
  * - a deleted timeline stays deleted.
  */
 import type { TimelineId } from '../../protocol/ids.ts'
@@ -36,11 +37,15 @@ export class ModelTimeline {
   /** Deletion asked for, and acknowledged in this term. */
   deleting = false
   deletedIn = 0
-  /** Made, in this term. */
+  deletedAt = 0
+  /** Made, in this term; and what the leader had applied when it said so. */
   madeIn = 0
+  madeAt = 0
   /** End of what was acknowledged, by the leader's term. */
   readonly ackedEnds = new Map<number, number>()
   ackedEnd = 0
+  /** By what the leader had applied when it said so. */
+  readonly ackedAt: { readonly applied: number; readonly end: number }[] = []
   acks = 0
   /** By beginning: what is known to be committed. */
   readonly chunks = new Map<number, Chunk>()
@@ -50,6 +55,8 @@ export class ModelTimeline {
   /** By epoch: term in which it was given out. */
   readonly epochs = new Map<number, number>()
   epoch = 0
+  /** Its maker knows that it is there, and its consumers are known. */
+  isInUse = false
   /** What each consumer has claimed at most. */
   readonly consumers = new Map<string, number>()
   branches = 0
@@ -64,6 +71,13 @@ export class ModelTimeline {
 
   get isAlive(): boolean {
     return this.madeIn > 0 && !this.deleting
+  }
+
+  /** End of what was acknowledged and lies at or below an index for sure. */
+  ackedUpTo(index: number): number {
+    let end = 0
+    for (const acked of this.ackedAt) if (acked.applied <= index && acked.end > end) end = acked.end
+    return end
   }
 
   /** Below it nothing may be asked for. */
@@ -126,6 +140,7 @@ export class NodeChecker {
     this.seen(timeline, chunk, `${host.name} as leader in term ${term}`)
     this.acks++
     timeline.acks++
+    timeline.ackedAt.push({ applied: driver.state.last.index, end: chunk.end })
     timeline.ackedEnd = Math.max(timeline.ackedEnd, chunk.end)
     timeline.ackedEnds.set(term, Math.max(timeline.ackedEnds.get(term) ?? 0, chunk.end))
     if (sampled) {
@@ -150,7 +165,8 @@ export class NodeChecker {
     }))
     const holders = new Set<NodeId>(this.forgotten)
     for (const { nodeId, image } of images) {
-      if (nodeId === undefined) continue
+      // What is damaged counts as kept, and cannot be read.
+      if (nodeId === undefined || holders.has(nodeId)) continue
       if (await this.holds(image, timeline.id, chunk, commit)) holders.add(nodeId)
     }
     this.durabilityChecks++

@@ -1,9 +1,10 @@
+import { execFileSync } from 'node:child_process'
 import t from 'tap'
 import { NODE_CANARIES, type NodeSimResult, runNodeSim } from './node-sim.ts'
 import { NODE_REGRESSION_SEEDS } from './seeds.ts'
 
 /** Seeds in which each canary must be caught. */
-const CANARY_SEEDS = 5
+const CANARY_SEEDS = 10
 const FIXED_SEEDS = [1, 12]
 
 t.test('fixed seeds', async t => {
@@ -26,6 +27,21 @@ t.test('seeds that failed once', async t => {
   for (const { seed, was } of NODE_REGRESSION_SEEDS) {
     await t.resolves(runNodeSim({ seed }), `seed ${seed}: ${was}`)
   }
+})
+
+t.test('a seed that changes with the commit', async t => {
+  let commit: string
+  try {
+    commit = execFileSync('git', ['rev-parse', 'HEAD'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    })
+  } catch {
+    t.pass('not a checkout: no commit to take a seed from')
+    return
+  }
+  const seed = Number.parseInt(commit.slice(0, 8), 16)
+  await t.resolves(runNodeSim({ seed }), `npm run sim -- --level node --seed ${seed}`)
 })
 
 for (const canary of NODE_CANARIES) {

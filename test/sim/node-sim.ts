@@ -4,7 +4,7 @@
  * safety phase with faults everywhere, then all is healed and progress is demanded. node-checker.ts tells what must hold.
  *
  * At any moment at most one node has lost or damaged what it had acknowledged, and no membership is changed meanwhile; so each run
- * can be won.
+ * can be won. Damage must be gone again by the end, without a restart where it was made without one.
  */
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
@@ -12,14 +12,18 @@ import { PalimpsestError } from '../../protocol/errors.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { type Message, MessageType, type ReplyMessage } from '../../protocol/messages.ts'
 import { BackupManifestObject, backupEnd } from '../../server/safekeeper/backup-manifest.ts'
+import { backupNote } from '../../server/safekeeper/backup-note.ts'
 import { verifyBackup } from '../../server/safekeeper/backup-restore.ts'
+import type { Driver } from '../../server/safekeeper/driver.ts'
+import type { CellNode } from '../../server/safekeeper/node.ts'
 import { decompressInPlace } from '../../server/shared/zstd.ts'
 import { MemoryObjectStore } from '../support/memory-object-store.ts'
 import { ByteNetwork } from './byte-network.ts'
 import { Violation } from './core-checker.ts'
-import { flipBit } from './flip-bit.ts'
+import { type Damage, flipBit } from './damage.ts'
 import { ModelTimeline, NodeChecker } from './node-checker.ts'
 import { Asker, type ClientWorld, claim, consume, read, readThrough, write } from './node-clients.ts'
+import { restoreAndCompare } from './restore.ts'
 import { SimConnection, type SimContext, SimServerEnd } from './sim-connection.ts'
 import { Life } from './sim-disk.ts'
 import { type HostUser, SimHost } from './sim-host.ts'
@@ -33,8 +37,11 @@ export interface NodeSimOptions {
   readonly trace?: ((line: string) => void) | undefined
 }
 
-/** Deliberate mistakes that must be found. `lying-disk`: syncs that say they were done and were not. */
-export const NODE_CANARIES = ['lying-disk'] as const
+/**
+ * Deliberate mistakes that must be found. `lying-disk`: syncs that say they were done and were not; `ack-before-sync`: syncs of the log
+ * that say so when they begin; `forget-vote`: a node that starts has its term, and not what it voted in it.
+ */
+export const NODE_CANARIES = ['lying-disk', 'ack-before-sync', 'forget-vote'] as const
 export type NodeCanaryName = (typeof NODE_CANARIES)[number]
 
 export interface NodeSimResult {
@@ -46,6 +53,9 @@ export interface NodeSimResult {
   readonly chunksRead: number
   readonly durabilityChecks: number
   readonly starts: number
+  readonly damages: number
+  readonly repaired: number
+  readonly restores: number
 }
 
 const SAFETY_MS = 12_000
@@ -64,6 +74,7 @@ export class NodeSim implements HostUser, ClientWorld {
   readonly network: ByteNetwork
   readonly store: HostUser['store']
   readonly lies: boolean
+  readonly canary: NodeCanaryName | undefined
   readonly trace: HostUser['trace']
   isHealing = false
   isOver = false
@@ -71,7 +82,10 @@ export class NodeSim implements HostUser, ClientWorld {
   private readonly random: SimRandom
   private violation: Error | undefined
   /** Has lost or damaged what it had acknowledged, and not got it back yet. */
-  private damaged: { readonly host: SimHost; readonly node: string | undefined } | undefined
+  private damaged: { readonly host: SimHost; readonly what: Damage | undefined; looking: boolean } | undefined
+  private damages = 0
+  private restores = 0
+  private readonly repaired = new Map<object, number>()
   private changing = false
   /** Spare machines that are in no cell. */
   private readonly outside = new Set<string>()
@@ -82,6 +96,7 @@ export class NodeSim implements HostUser, ClientWorld {
   constructor(options: NodeSimOptions) {
     this.options = options
     this.trace = options.trace
+    this.canary = options.canary
     this.world = new World(`node ${options.seed}`)
     this.random = this.world.random.fork('plan')
     this.life = new Life(this.world)
@@ -149,6 +164,9 @@ export class NodeSim implements HostUser, ClientWorld {
       chunksRead: checker.chunksRead,
       durabilityChecks: checker.durabilityChecks,
       starts: [...this.hosts.values()].reduce((sum, host) => sum + host.starts, 0),
+      damages: this.damages,
+      repaired: [...this.repaired.values()].reduce((sum, count) => sum + count, 0),
+      restores: this.restores,
     }
   }
 
@@ -170,7 +188,9 @@ export class NodeSim implements HostUser, ClientWorld {
     this.plan('reset', 500 * often, r => this.reset(r))
     this.plan('slow disk', 1500 * often, r => this.slow(r))
     this.plan('clock', 1000, r => this.stepClock(r))
-    this.plan('damage', 3000 * often, r => this.damage(r))
+    this.plan('damage', 900 * often, r => this.damage(r))
+    this.plan('restore', 5000, () => void this.restore().catch(error => this.fail(error as Error)))
+    if (this.canary === 'forget-vote') this.plan('split', 1500, r => this.split(r))
     this.plan('transfer', 2500, r => this.transfer(r))
     this.plan('members', 3000, r => void this.changeMembers(r).catch(error => this.fail(error as Error)))
     await this.until(this.options.safetyMs ?? SAFETY_MS, () => false)
@@ -212,7 +232,13 @@ export class NodeSim implements HostUser, ClientWorld {
     for (const host of this.hosts.values())
       if (this.world.nowMs > host.mustEndBeforeMs)
         this.fail(new Violation(`${host.name} goes on 2 s after a sync of its log or vote failed`))
-    if (this.world.events % 64 === 0) this.lookAtDamage()
+    if (this.world.events % 64 === 0) {
+      void this.lookAtDamage()
+      for (const { node } of this.up()) {
+        const stats = node!.logStats
+        if (stats !== undefined) this.repaired.set(node!, stats.damagesRepaired + stats.smallFilesRepaired)
+      }
+    }
     if (this.world.events % 512 === 0 && this.store !== undefined) void this.lookAtBackup(this.store.inner)
   }
 
@@ -223,9 +249,7 @@ export class NodeSim implements HostUser, ClientWorld {
       .filter(({ beginIndex }) => beginIndex > 1)
     if (begins.length === 0) return
     const manifest = await new BackupManifestObject(store, begins[0]!.cellId).load()
-    // Until the cell has noted that there is a backup, nothing is kept for it; it is begun anew if need be.
-    if (manifest === undefined || backupEnd(manifest).index === 0) return
-    const end = backupEnd(manifest).index
+    const end = manifest === undefined ? 0 : backupEnd(manifest).index
     for (const { host, beginIndex } of begins)
       this.checker.demand(beginIndex <= end + 1, () => {
         return `the log of ${host.name} begins at ${beginIndex}, but its backup ends at ${end}`
@@ -289,7 +313,7 @@ export class NodeSim implements HostUser, ClientWorld {
       checker.acknowledged(host, timeline, { begin, end, crc }, this.random.chance(this.lies ? 0.2 : 0.03))
     } else if (request.type === MessageType.WalOpen && reply.type === MessageType.WalOpened)
       checker.opened(host, timeline, reply.epoch, reply.endLsn)
-    else if (request.type === MessageType.WalCreate) timeline.madeIn ||= term
+    else if (request.type === MessageType.WalCreate) this.made(timeline, node.driver)
     else if (request.type === MessageType.WalBranch && reply.type === MessageType.WalBranched) {
       if (timeline.madeIn > 0)
         checker.demand(
@@ -297,8 +321,16 @@ export class NodeSim implements HostUser, ClientWorld {
           () => `${timeline.name} is told to begin at ${reply.lsn}`,
         )
       else timeline.startLsn = timeline.ackedEnd = reply.lsn
-      timeline.madeIn ||= term
-    } else if (request.type === MessageType.WalDelete) timeline.deletedIn ||= term
+      this.made(timeline, node.driver)
+    } else if (request.type === MessageType.WalDelete) {
+      timeline.deletedIn ||= term
+      timeline.deletedAt ||= node.driver.state.last.index
+    }
+  }
+
+  private made(timeline: ModelTimeline, { term, state }: Driver): void {
+    timeline.madeIn ||= term
+    timeline.madeAt ||= state.last.index
   }
 
   // ---- timelines ----
@@ -327,13 +359,16 @@ export class NodeSim implements HostUser, ClientWorld {
 
   /** Consumers and writers of a timeline that is there. */
   private async use(timeline: ModelTimeline, asker: Asker, random: SimRandom): Promise<void> {
-    for (let n = random.int(1, 2); n > 0; n--) {
-      const consumer = `c${n}`
+    const consumers = Array.from({ length: random.int(1, 2) }, (_, n) => `c${n + 1}`)
+    // All of them before the first goes on: nothing is kept for one that the cell does not know yet.
+    for (const consumer of consumers) {
       timeline.consumers.set(consumer, timeline.startLsn)
       await asker.insist(connection => claim(connection, timeline, consumer, timeline.startLsn))
+    }
+    for (const consumer of consumers)
       if (random.chance(0.8))
         this.go(`${consumer} of ${timeline.name}`, r => consume(this, timeline, consumer, r))
-    }
+    timeline.isInUse = true
     const writers = random.pick([1, 1, 2])
     for (let n = 1; n <= writers; n++)
       this.go(`w${n} of ${timeline.name}`, r => write(this, timeline, `w${n}-${timeline.id.slice(0, 4)}`, r))
@@ -343,7 +378,10 @@ export class NodeSim implements HostUser, ClientWorld {
     while (!this.isHealing) {
       await this.life.sleep(random.between(200, 2500))
       if (this.isHealing) return
-      const alive = [...this.checker.timelines.values()].filter(timeline => timeline.isAlive)
+      // Its maker must have heard of it: who asks again for what has another name by now is refused.
+      const alive = [...this.checker.timelines.values()].filter(
+        timeline => timeline.isAlive && timeline.isInUse,
+      )
       const what = random.next()
       if (what < 0.2 && alive.length < TIMELINES_MAX) await this.newTimeline(random)
       else if (alive.length === 0) continue
@@ -449,6 +487,37 @@ export class NodeSim implements HostUser, ClientWorld {
     this.world.after(random.between(100, 4000), () => network.unblockAll())
   }
 
+  /** For the canary that forgets votes: two that do not hear each other stand, and the others could vote for either. */
+  private split(random: SimRandom): void {
+    const leader = this.leader()
+    const [a, b] = this.up().filter(host => host !== leader)
+    if (leader === undefined || a === undefined || b === undefined) return
+    this.network.block(a.name, b.name)
+    this.network.block(b.name, a.name)
+    leader.crash()
+    this.world.after(random.between(1, 20), () => leader.start())
+    // Its request is on its way long after it was told that it could win, when the other has been voted for.
+    b.faults.slowness = 100
+    this.world.after(1000, () => {
+      b.faults.slowness = 1
+    })
+  }
+
+  /** For the same: who has voted is killed when its answer has left, and does not hear from the one that it voted for. */
+  voteSaved(host: SimHost): void {
+    const { votedFor, nodeId } = host
+    if (this.canary !== 'forget-vote' || this.isHealing || votedFor === undefined || votedFor === nodeId)
+      return
+    const candidate = votedFor.slice(0, votedFor.lastIndexOf('.'))
+    this.world.after(40, () => {
+      if (!host.isUp || host.votedFor !== votedFor) return
+      this.network.block(candidate, host.name)
+      this.network.block(host.name, candidate)
+      host.crash()
+      this.world.after(5, () => host.start())
+    })
+  }
+
   private reset(random: SimRandom): void {
     const name = random.pick([...this.hosts.keys()])
     const chance = random.pick([0.2, 1])
@@ -469,7 +538,7 @@ export class NodeSim implements HostUser, ClientWorld {
     host.wall.stepUs = Math.round(random.between(-1e12, 1e12))
   }
 
-  /** A disk is lost, or a bit of it turns over; only where the others make up for it. */
+  /** A disk is lost, or a bit of it turns over, at rest or under a node that runs; only where the others make up for it. */
   private damage(random: SimRandom): void {
     if (this.damaged !== undefined || this.changing || this.lies) return
     const leader = this.leader()
@@ -481,18 +550,21 @@ export class NodeSim implements HostUser, ClientWorld {
     // Another incarnation may have got in without our knowing which.
     if (members.length < membership.voters.length) return
     const host = random.pick(members)
-    this.damaged = { host, node: host.nodeId }
-    host.crash()
-    if (random.chance(0.4)) {
+    const isRunning = random.chance(0.5)
+    if (!isRunning) host.crash()
+    if (!isRunning && random.chance(0.4)) {
       this.trace?.(`${this.world.nowMs.toFixed(1)} ${host.name} loses its disk`)
+      this.damaged = { host, what: undefined, looking: false }
       this.checker.forgotten.add(host.nodeId!)
       host.wipe()
       return
     }
     const what = flipBit(host.disk, random)
-    this.trace?.(`${this.world.nowMs.toFixed(1)} ${host.name}: ${what ?? 'nothing to damage'}`)
-    if (what === undefined) this.damaged = undefined
-    else this.checker.forgotten.add(host.nodeId!)
+    this.trace?.(`${this.world.nowMs.toFixed(1)} ${host.name}: ${what?.what ?? 'nothing to damage'}`)
+    if (what === undefined) return
+    this.damages++
+    this.damaged = { host, what, looking: false }
+    this.checker.forgotten.add(host.nodeId!)
   }
 
   private leader(): SimHost | undefined {
@@ -502,9 +574,10 @@ export class NodeSim implements HostUser, ClientWorld {
   }
 
   /** Whether what was damaged has everything again. */
-  private lookAtDamage(): void {
-    if (this.damaged === undefined) return
-    const { host } = this.damaged
+  private async lookAtDamage(): Promise<void> {
+    const { damaged } = this
+    if (damaged === undefined || damaged.looking) return
+    const { host, what } = damaged
     const leader = this.leader()
     if (leader === undefined || host.node === undefined) return
     const { membership } = leader.node!.members
@@ -513,9 +586,34 @@ export class NodeSim implements HostUser, ClientWorld {
     if (status.role === 'waiting' || status.role === 'recovering') return
     if (status.flushedIndex < leader.node!.driver.commitIndex || status.term !== leader.node!.driver.term)
       return
+    if (what !== undefined) {
+      damaged.looking = true
+      const isMended = await what.isMended(host.disk)
+      damaged.looking = false
+      if (!isMended || this.damaged !== damaged) return
+    }
     this.trace?.(`${this.world.nowMs.toFixed(1)} ${host.name} is whole again`)
     this.checker.forgotten.delete(host.nodeId!)
     this.damaged = undefined
+  }
+
+  /** Another cell is made from the backup as it is now, and compared with what is known. */
+  private async restore(): Promise<void> {
+    const inner = this.store?.inner
+    const [host] = this.up()
+    if (inner === undefined || host === undefined) return
+    const { cellId } = host.node!.status()
+    const noted = Math.max(
+      ...this.up().map(({ node }) => (node!.unready === 'it is in no cell yet' ? 0 : this.notedBy(node!))),
+    )
+    if (noted === 0 || cellId === '') return
+    const chunks = await restoreAndCompare(this, inner, cellId, noted)
+    this.restores++
+    this.trace?.(`${this.world.nowMs.toFixed(1)} restored up to ${noted}, ${chunks} chunks`)
+  }
+
+  private notedBy(node: CellNode): number {
+    return backupNote(node.driver.state)?.done ?? 0
   }
 
   private transfer(random: SimRandom): void {
@@ -667,6 +765,13 @@ export class NodeSim implements HostUser, ClientWorld {
       throw new Violation(`the backup stays at ${JSON.stringify(applied())}, the log at ${goal}`)
     const { manifest } = await verifyBackup(store, cellId)
     const end = manifest.packs.at(-1)?.last ?? manifest.base.index
+    let done = false
+    this.go('last restore', async () => {
+      await this.restore()
+      done = true
+    })
+    if (!(await this.until(this.world.nowMs + HEAL_MS, () => done)))
+      throw new Violation('the last restore did not end')
     if (end < (applied()?.done ?? 0))
       throw new Violation(`the backup ends at ${end}, the cell notes ${applied()?.done}`)
   }

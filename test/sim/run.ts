@@ -71,8 +71,23 @@ async function runSeed(seed: number, { level, name, trace: wantsTrace }: Options
     return { simulatedMs, events, leaders, 'entries committed': committed }
   }
   const canary = name as NodeCanaryName | undefined
-  const { events, simulatedMs, leaders, acks, chunksRead, starts } = await runNodeSim({ seed, canary, trace })
-  return { simulatedMs, events, starts, leaders, 'appends acknowledged': acks, 'chunks read': chunksRead }
+  const { events, simulatedMs, leaders, acks, chunksRead, starts, damages, repaired, restores } =
+    await runNodeSim({
+      seed,
+      canary,
+      trace,
+    })
+  return {
+    simulatedMs,
+    events,
+    starts,
+    leaders,
+    'appends acknowledged': acks,
+    'chunks read': chunksRead,
+    'bits turned': damages,
+    'files repaired': repaired,
+    'restores from the backup': restores,
+  }
 }
 
 /** Returns the exit code: 0 nothing found, 1 a violation, 2 wrong usage. */

@@ -17,5 +17,9 @@ export const NODE_REGRESSION_SEEDS: readonly { readonly seed: number; readonly w
   { seed: 2, was: 'after a restart, commit was that of the base of the log and not of the snapshot' },
   { seed: 3, was: 'a member that was added later did not know the first members, nor where they are' },
   { seed: 54, was: 'a replacement that a leader did not finish was not taken up by the next one' },
+  {
+    seed: 71,
+    was: 'a learner in the place of its namesake was not made a voter by the leader after the one that began it',
+  },
   { seed: 59, was: 'the log was trimmed before the cell had agreed on the backup that it was to have' },
 ]

@@ -40,6 +40,8 @@ export interface DiskFaults {
   crashIn: number
   /** So many syncs from now fail, once; 0: no. */
   failSyncIn: number
+  /** The mistake of a canary: a sync of the log says that it is done when it begins. */
+  acksBeforeSync: boolean
 }
 
 export class SimClock implements Clock {
@@ -78,13 +80,14 @@ export class SimDisk implements Disk {
   private readonly crash: () => void
   /** A sync failed: what the process does from now on is watched. */
   private readonly onSyncFailed: (path: string) => void
+  private readonly onSynced: (path: string) => void
 
   constructor(
     inner: MemoryDisk,
     life: Life,
     random: SimRandom,
     faults: DiskFaults,
-    on: { crash: () => void; syncFailed: (path: string) => void },
+    on: { crash: () => void; syncFailed: (path: string) => void; synced: (path: string) => void },
   ) {
     this.inner = inner
     this.life = life
@@ -92,6 +95,7 @@ export class SimDisk implements Disk {
     this.faults = faults
     this.crash = on.crash
     this.onSyncFailed = on.syncFailed
+    this.onSynced = on.synced
   }
 
   async open(path: string, how: 'create' | 'write' | 'read'): Promise<DiskFile> {
@@ -140,6 +144,10 @@ export class SimDisk implements Disk {
   private async sync(path: string, file: DiskFile): Promise<void> {
     const { random, faults, life } = this
     const long = random.chance(0.01) ? 20 : 1
+    if (faults.acksBeforeSync && path.endsWith('.seg')) {
+      void this.pass(random.between(0.1, 1.6) * long).then(() => file.datasync())
+      return
+    }
     // A crash may come before the bytes are durable, or after, when nobody was told yet.
     await this.pass(random.between(0, 0.8) * long)
     if (faults.failSyncIn > 0 && --faults.failSyncIn === 0) {
@@ -148,6 +156,7 @@ export class SimDisk implements Disk {
     }
     await file.datasync()
     if (!life.alive) return life.never()
+    this.onSynced(path)
     await this.pass(random.between(0.1, 0.8) * long)
   }
 

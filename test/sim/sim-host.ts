@@ -3,6 +3,7 @@
  * it and ends now and then.
  */
 import type { Connection } from '../../protocol/connection.ts'
+import { crc32c } from '../../protocol/crc32c.ts'
 import type { Address } from '../../protocol/dial.ts'
 import type { Message, ReplyMessage } from '../../protocol/messages.ts'
 import { cellService } from '../../server/safekeeper/cell-service.ts'
@@ -21,17 +22,22 @@ import type { SimRandom, World } from './world.ts'
 export const DATA_DIR = '/data'
 export const SEGMENT_BYTES = 64 * 1024
 export const BACKUP_INTERVAL_MS = 1500
+/** So that damage to what nobody reads is found within a run. */
+const SCRUB_BYTES_PER_SECOND = 4 * 1024 * 1024
+const SCRUB_EVERY_MS = 1500
 
 export interface HostUser {
   readonly world: World
   /** The services all nodes back up to; undefined: no backup. */
   readonly store: { readonly inner: MemoryObjectStore; failing: number } | undefined
   readonly lies: boolean
+  readonly canary: string | undefined
   readonly trace: ((line: string) => void) | undefined
   connect(host: SimHost, life: Life, address: Address, forward: boolean): Promise<Connection>
   /** The process is gone. `own`: it ended itself, of this. */
   ended(host: SimHost, own: Error | undefined): void
   answered(host: SimHost, request: Message, reply: ReplyMessage, context: SimContext): void
+  voteSaved?(host: SimHost): void
 }
 
 export interface HostPeers {
@@ -44,7 +50,7 @@ export class SimHost {
   readonly name: string
   readonly address: Address
   disk = new MemoryDisk()
-  readonly faults: DiskFaults = { slowness: 1, crashIn: 0, failSyncIn: 0 }
+  readonly faults: DiskFaults = { slowness: 1, crashIn: 0, failSyncIn: 0, acksBeforeSync: false }
   readonly wall = { stepUs: 0 }
   /** Of the process that runs; undefined: none. */
   life: Life | undefined
@@ -89,12 +95,17 @@ export class SimHost {
     this.starts++
     this.hadFault = false
     this.mustEndBeforeMs = Number.POSITIVE_INFINITY
+    if (user.canary === 'forget-vote') forgetVote(this.disk)
+    this.faults.acksBeforeSync = user.canary === 'ack-before-sync'
     const disk = new SimDisk(this.disk, life, random.fork(`disk ${this.starts}`), this.faults, {
       crash: () => this.crash(),
       syncFailed: path => {
         this.hadFault = true
         // What else is not synced is tried again; the log and the vote must not be.
         if (path.endsWith('.seg') || path.endsWith('vote.json')) this.mustEndBeforeMs = world.nowMs + 2000
+      },
+      synced: path => {
+        if (path.endsWith('vote.json')) user.voteSaved?.(this)
       },
     })
     const host = `${this.address.host}:${this.address.port}`
@@ -111,10 +122,12 @@ export class SimHost {
       random: () => random.next(),
       log: this.log(),
       segmentBytes: SEGMENT_BYTES,
+      scrub: { bytesPerSecond: SCRUB_BYTES_PER_SECOND, everyMs: SCRUB_EVERY_MS },
       dial: {},
       connect: (address, { elsewhere }) => user.connect(this, life, address, elsewhere === 'forward'),
       soon: run => life.after(0, run),
-      timing: undefined,
+      // Nodes that stand at the same moment are what this canary needs.
+      timing: user.canary === 'forget-vote' ? { electionMsMin: 300, electionMsMax: 310 } : undefined,
       metrics: undefined,
       backup: user.store && {
         store: new SimStore(user.store, life, random.fork(`store ${this.starts}`)),
@@ -187,6 +200,13 @@ export class SimHost {
     if (peers !== undefined) this.peers = peers
   }
 
+  /** What its vote.json says, if it can be read. */
+  get votedFor(): NodeId | undefined {
+    const path = `${DATA_DIR}/vote.json`
+    const text = this.disk.paths().includes(path) ? this.disk.content(path).toString('utf8', 0, 4096) : ''
+    return /"votedFor":"([^"]+)"/.exec(text)?.[1]
+  }
+
   private log(): Log {
     const { trace, world } = this.user
     if (trace === undefined) return silentLog
@@ -204,6 +224,24 @@ export class SimHost {
       child: () => log,
     }
     return log as unknown as Log
+  }
+}
+
+/** The mistake of a canary: a node that starts keeps its term, and not what it voted in it. */
+function forgetVote(disk: MemoryDisk): void {
+  const path = `${DATA_DIR}/vote.json`
+  if (!disk.paths().includes(path)) return
+  const bytes = disk.content(path)
+  for (const place of [0, 4096]) {
+    const end = bytes.indexOf('\n', place)
+    if (end < place || end > place + 4096) continue
+    const line = JSON.parse(bytes.toString('utf8', place, end))
+    const json = Buffer.from(JSON.stringify({ ...line, votedFor: null }))
+    const crc = crc32c(json, 0, json.length).toString(16).padStart(8, '0')
+    const changed = Buffer.alloc(4096, ' ')
+    Buffer.concat([json, Buffer.from(`\n${crc}\n`)]).copy(changed)
+    for (let at = 0; at < changed.length; at++)
+      if (bytes[place + at] !== changed[at]) disk.flip(path, place + at, bytes[place + at]! ^ changed[at]!)
   }
 }
 

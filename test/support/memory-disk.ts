@@ -54,6 +54,13 @@ export class MemoryDisk implements Disk {
     return this.files.get(path)!.bytes
   }
 
+  /** Turns bits of what was synced and of what is read: they stay so until they are written over. */
+  flip(path: string, offset: number, bits: number): void {
+    const { bytes, durable } = this.files.get(path)!
+    bytes[offset]! ^= bits
+    if (durable.buffer !== bytes.buffer && offset < durable.length) durable[offset]! ^= bits
+  }
+
   paths(): string[] {
     return [...this.files.keys()].sort()
   }
