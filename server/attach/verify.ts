@@ -128,6 +128,16 @@ export async function verifyDatadir(options: VerifyOptions): Promise<VerifyResul
     result.compared++
   }
   task.finish()
+  // Differences that a server made meanwhile would be none.
+  await refuseRunningServer(
+    datadir,
+    'it was started meanwhile, so this comparison means nothing; shut it down and verify again',
+  )
+  if (hasLog && (await cleanEnd(scan.datadir)) !== end)
+    throw new DatadirError(
+      datadir,
+      'a server ran on it during the comparison, which therefore means nothing; verify again',
+    )
   return result
 }
 
@@ -182,13 +192,15 @@ async function compareSpace(
     }
     const extents = new ExtentMap(format, page => descriptors.get(page))
     const doublewrite = await reader.doublewriteAreas()
-    const inUse: number[] = []
-    for (let page = 0; page < space.pages; page++) {
-      if (extents.isFree(page)) result.free++
-      else if (doublewrite.some(area => page >= area.start && page < area.end)) result.doublewrite++
-      else inUse.push(page)
+    // Not a list: a large tablespace has hundreds of millions of pages.
+    const inUse = function* (): Generator<number> {
+      for (let page = 0; page < space.pages; page++) {
+        if (extents.isFree(page)) result.free++
+        else if (doublewrite.some(area => page >= area.start && page < area.end)) result.doublewrite++
+        else yield page
+      }
     }
-    for await (const batch of fetchPages(source, space.space, format.physicalSize, inUse)) {
+    for await (const batch of fetchPages(source, space.space, format.physicalSize, inUse())) {
       options.signal?.throwIfAborted()
       for (const run of runs(batch)) {
         const first = run[0]!.page

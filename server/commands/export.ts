@@ -39,8 +39,8 @@ export function registerExport(program: Command): void {
 Without --lsn and --time: the newest state. The server that is started on the result rolls back what was not
 committed at that LSN. The files belong to whoever runs this command: give them to the server's user
 (chown -R mysql:mysql DIR) before starting it. Transactions that were prepared for a binary log are rolled
-back; those of XA PREPARE are still prepared. An export that was interrupted has no ib_logfile0, and no server
-starts on it.
+back; those of XA PREPARE are still prepared. An export that is interrupted removes what it
+wrote; one that was killed has no ib_logfile0, and no server starts on it.
 
 Examples:
   palimpsest export --timeline prod --time "2026-11-21 14:30:00" --out /restore/data
@@ -49,19 +49,30 @@ Examples:
     .action(async (options: Options) => {
       if (options.lsn !== undefined && options.time !== undefined)
         throw new UsageError('give --lsn or --time, not both')
-      const result = await withConnection(options, Role.PAGESERVER, async pageServer => {
-        const status = await findTimeline(pageServer, options.timeline)
-        return await withProgress(options.json, progress =>
-          exportDatadir({
-            pageServer,
-            status,
-            moment: { lsn: options.lsn, timeUs: options.time },
-            out: options.out,
-            progress,
-          }),
-        )
-      })
-      printResult(result, options.json)
+      const stop = new AbortController()
+      const onSignal = (): void =>
+        stop.abort(new Error(`stopped by signal; what was written to ${options.out} has been removed`))
+      process.once('SIGTERM', onSignal)
+      process.once('SIGINT', onSignal)
+      try {
+        const result = await withConnection(options, Role.PAGESERVER, async pageServer => {
+          const status = await findTimeline(pageServer, options.timeline)
+          return await withProgress(options.json, progress =>
+            exportDatadir({
+              pageServer,
+              status,
+              moment: { lsn: options.lsn, timeUs: options.time },
+              out: options.out,
+              progress,
+              signal: stop.signal,
+            }),
+          )
+        })
+        printResult(result, options.json)
+      } finally {
+        process.off('SIGTERM', onSignal)
+        process.off('SIGINT', onSignal)
+      }
     })
 }
 

@@ -5,7 +5,7 @@
  * ib_logfile0 comes last and under its name only when all else is on disk, and mariadbd does not start without it: an
  * export that was interrupted cannot be mistaken for a whole one.
  */
-import { mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, rm, stat, statfs, utimes } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { LOG_START_OFFSET, makeLogFileHead } from '../../parser/log-file.ts'
 import { compressPage } from '../../parser/page-compression.ts'
@@ -17,6 +17,7 @@ import type { Connection } from '../../protocol/connection.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { type FileItem, MessageType, type SpaceItem, type TimelineStatus } from '../../protocol/messages.ts'
 import { corruptError } from '../shared/errors.ts'
+import { formatBytes } from '../shared/format.ts'
 import type { Progress } from '../shared/progress.ts'
 import { listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
 import { makeDdlRecoveryLog } from './ddl-recovery-log.ts'
@@ -89,6 +90,12 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
       `exporting LSN ${lsn} of timeline ${status.summary.name}: ${spaces.length} tablespaces, ${files.length} other files`,
       { lsn, spaces: spaces.length, files: files.length },
     )
+    const room = await statfs(out)
+    if (room.bavail * room.bsize < total)
+      progress.message(
+        `there are ${formatBytes(room.bavail * room.bsize)} free at ${out}, and ${formatBytes(total)} to write, less what is blank: it may not be enough`,
+        { freeBytes: room.bavail * room.bsize, totalBytes: total },
+      )
     const task = await progress.task('export', total)
     writer.onProgress = bytes => task.update(bytes)
     if (!spaces.some(space => space.space === 0))
