@@ -153,5 +153,17 @@ function explain(error: NodeJS.ErrnoException, host: string): { kind: ErrorKind;
     return { kind: 'invalid', why: `the server does not accept the client certificate (${code})` }
   if (/WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|ERR_SSL_UNSUPPORTED_PROTOCOL/.test(code))
     return { kind: 'invalid', why: `the server does not speak TLS, or none that we accept (${code})` }
-  return { kind: 'retry', why: error.message }
+  const plain = PLAINLY[code]
+  return { kind: 'retry', why: plain === undefined ? error.message : `${plain} (${code})` }
+}
+
+/** What the operating system says about addresses, and what to look at. */
+const PLAINLY: Readonly<Record<string, string>> = {
+  ECONNREFUSED: 'nobody listens there; is the server running, and are host and port right?',
+  ECONNRESET: 'it hung up; is that a Palimpsest server, and does it run?',
+  ETIMEDOUT: 'no answer from that host; is it up, and does a firewall let this port through?',
+  EHOSTUNREACH: 'that host cannot be reached from here; is it up, and the network?',
+  ENETUNREACH: 'that network cannot be reached from here',
+  ENOTFOUND: 'there is no host of that name',
+  EAI_AGAIN: 'the name of that host cannot be looked up at present',
 }

@@ -45,7 +45,7 @@ export interface ConnectOptions {
   readonly port: number
   /** TLS and the token. Without it: plain TCP, no token. */
   readonly security?: ConnectionSecurity | undefined
-  /** For connecting and the hello together, and the default of every request. 30 s unless told. */
+  /** The default of every request, and for connecting and the hello together, which take 10 s at most. 30 s unless told. */
   readonly deadlineMs?: number | undefined
   readonly signal?: AbortSignal | undefined
   readonly software?: string | undefined
@@ -88,6 +88,8 @@ export interface Reply<M> {
 }
 
 const DEADLINE_MS_DEFAULT = 30_000
+/** As long as a server waits for it. */
+const HELLO_MS_MAX = 10_000
 const REQUESTS_MAX_DEFAULT = 1024
 const REQUEST_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
 const QUEUE_FRAMES_MAX_DEFAULT = 64
@@ -204,9 +206,10 @@ export class Connection {
     const token = options.security?.token?.() ?? ''
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     const frameBytesMax = clampFrameBytes(options.frameBytesMax ?? FRAME_BYTES_MAX_DEFAULT)
+    const helloMs = Math.min(this.deadlineMs, HELLO_MS_MAX)
     const timer = setTimeout(
-      () => this.destroy(this.lost(`no hello within ${this.deadlineMs} ms`)),
-      this.deadlineMs,
+      () => this.destroy(this.lost(`no hello within ${helloMs} ms: it hangs, or is no Palimpsest server`)),
+      helloMs,
     )
     this.onHello = result => {
       clearTimeout(timer)

@@ -8,8 +8,11 @@ import { nodeClock } from './node-seams.ts'
 import type { Clock } from './seams.ts'
 
 const REDIRECTS_MAX = 8
-/** A node that has not said hello by then is passed over: it may be stopped, or behind a network that swallows. */
-const DIAL_MS = 2000
+/**
+ * A node that has not said hello by then is passed over: it may be stopped, or behind a network that swallows. Where others say who
+ * leads, nobody waits so long; and a server may take its time to refuse a wrong token.
+ */
+const DIAL_MS = 6000
 const REQUEST_MS = 30_000
 
 export interface LeaderDialerOptions {
@@ -126,8 +129,11 @@ export async function askLeader<R extends Request>(
   const dialer = new LeaderDialer(addresses, options)
   let failure: PalimpsestError | undefined
   let clueless = 0
+  let missed = 0
+  const unreached = new Map<string, PalimpsestError>()
   for (let i = 0; i < addresses.length + REDIRECTS_MAX; i++) {
     let reached: Connection | undefined
+    const wasHinted = dialer.isHinted
     try {
       const { connection, answer } = await dialer.reach(connection => {
         reached = connection
@@ -139,11 +145,28 @@ export async function askLeader<R extends Request>(
       failure = toPalimpsestError(error)
       // Unless it is only that this one cannot be reached, or is not the one.
       if (reached !== undefined && !dialer.learn(failure) && failure.kind !== 'retry') throw failure
-      if (reached === undefined || dialer.isHinted) continue
+      if (dialer.isHinted) continue
+      if (reached === undefined) {
+        if (wasHinted) continue
+        unreached.set(failure.message, failure)
+        if (++missed >= addresses.length) throw noneReached([...unreached.values()])
+        continue
+      }
       // One that knows of no leader, because it is not in the cell yet or was cut off, or that went away in the midst, is no
       // reason not to ask the others.
       if (++clueless >= addresses.length) throw failure
     }
   }
   throw failure ?? new PalimpsestError('invalid', 'no safekeeper was given')
+}
+
+/** As protocol/dial.ts has it: of kind retry if any of them may yet come. */
+function noneReached(failures: readonly PalimpsestError[]): PalimpsestError {
+  const [first] = failures
+  if (failures.length === 1) return first!
+  const { kind } = failures.find(failure => failure.kind === 'retry') ?? first!
+  return new PalimpsestError(
+    kind,
+    `no safekeeper could be reached: ${failures.map(({ message }) => message).join('; ')}`,
+  )
 }
