@@ -6,6 +6,7 @@
  * Everything is little-endian. A layer is written once, front to back; the footer, found from the end of the file, says
  * where the sections are, and the sections say where the blocks are. Each of these parts has a CRC-32C of its own.
  */
+import { MTR_SCAN_BYTES_MAX } from '../../parser/mtr-scanner.ts'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { corruptError, internalError, type PalimpsestError } from '../shared/errors.ts'
@@ -32,9 +33,9 @@ const FOOTER_CRC_OFFSET = 244
 
 /** No section is larger; this bounds what a reader allocates on a file's word. */
 export const SECTION_RAW_BYTES_MAX = 512 << 20
-/** A block holds at least one entry, and an entry is part of one mini-transaction (at most 1 MiB, mtr0types.h). */
+/** A block holds at least one entry, and an entry is part of one mini-transaction, be it a crafted one. */
 export const BLOCK_RAW_BYTES_MAX = 4 << 20
-export const ENTRY_BYTES_MAX = 2 << 20
+export const ENTRY_BYTES_MAX = MTR_SCAN_BYTES_MAX
 export const PHYSICAL_PAGE_BYTES_MAX = 65536
 
 /** Words of 32 bits per page in the page index of a delta layer, column after column, in this order. */
