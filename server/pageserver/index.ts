@@ -4,6 +4,7 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import type { Address } from '../../protocol/dial.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
+import { lockDirectory } from '../shared/dir-lock.ts'
 import { internalError, invalidError } from '../shared/errors.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
@@ -65,6 +66,17 @@ export interface PageServer {
 }
 
 export async function startPageServer(options: PageServerOptions): Promise<PageServer> {
+  if (options.safekeepers.length === 0) throw invalidError('a page server needs the address of a safekeeper')
+  const unlock = lockDirectory(options.dataDir)
+  try {
+    return await startWithin(options, unlock)
+  } catch (error) {
+    unlock()
+    throw error
+  }
+}
+
+async function startWithin(options: PageServerOptions, unlock: () => void): Promise<PageServer> {
   const { dataDir } = options
   const part = (name: string) => options.metrics?.part(name) ?? NO_METRICS
   const store =
@@ -73,7 +85,6 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
   const poolMetrics = new WorkerPoolMetrics(part('pool'))
   const threads = options.workers ?? availableParallelism()
   const plan = planMemory(options.memoryBytes ?? 1 << 30, threads)
-  if (options.safekeepers.length === 0) throw invalidError('a page server needs the address of a safekeeper')
   const scratchDir = join(dataDir, 'scratch')
   await rm(scratchDir, { recursive: true, force: true })
   await mkdir(scratchDir, { recursive: true })
@@ -171,6 +182,7 @@ export async function startPageServer(options: PageServerOptions): Promise<PageS
       store.close()
       await layers.close()
       await Promise.all([foreground.close(), background.close()])
+      unlock()
     },
   }
 }
