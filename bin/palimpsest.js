@@ -5,6 +5,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { root, runMain, SetupError } from '../scripts/lib/checkout.js'
+import { keepCompiled } from '../scripts/lib/compile-cache.js'
 import { handOver, nodeIsNewEnough } from '../scripts/lib/node.js'
 
 await runMain(async () => {
@@ -12,6 +13,7 @@ await runMain(async () => {
   if (!existsSync(join(root, 'node_modules'))) {
     throw new SetupError(`its dependencies are not installed yet; run "npm ci" in ${root}`)
   }
+  keepCompiled()
   const { main } = await import('../server/cli.ts')
   return await main(process.argv.slice(2))
 })
