@@ -71,6 +71,7 @@ const UNITS = new Set([
   'index',
   'snapshots',
   'appends',
+  'passes',
   'syncs',
   'votes',
   'messages',
