@@ -72,6 +72,8 @@ const UNITS = new Set([
   'snapshots',
   'appends',
   'passes',
+  'found',
+  'repaired',
   'syncs',
   'votes',
   'messages',
