@@ -16,6 +16,7 @@ import type {
   CoreEvent,
   Effect,
   EntryId,
+  HardState,
   LogIndex,
   Membership,
   MembershipChange,
@@ -163,6 +164,12 @@ export class Driver {
 
   get term(): Term {
     return this.term_
+  }
+
+  /** As the consensus has it now; not all of it may be durable yet. */
+  get hardState(): HardState {
+    const { term, votedFor } = this.core
+    return { term, votedFor }
   }
 
   get leader(): NodeId | undefined {

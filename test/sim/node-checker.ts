@@ -1,6 +1,7 @@
 /**
  * What must hold of whole nodes. Told of each answer that a node gives, at the moment that it leaves, and asked after each event:
  *
+ * - votes: a node knows what it has voted in its term, once that is durable, whatever has happened to it since;
  * - durability: what a leader acknowledges is, at that moment, on a quorum's durable images: recovery there finds it;
  * - leader completeness: a leader that begins to serve has all that was acknowledged in older terms (timelines, ends, epochs,
  *   deletions), and one term has one leader;
@@ -15,7 +16,7 @@
  */
 import type { TimelineId } from '../../protocol/ids.ts'
 import { isQuorum } from '../../server/safekeeper/core/quorum.ts'
-import type { LogIndex, Membership, NodeId } from '../../server/safekeeper/core/types.ts'
+import type { HardState, LogIndex, Membership, NodeId } from '../../server/safekeeper/core/types.ts'
 import { CellLog, type LogEntry } from '../../server/safekeeper/log/cell-log.ts'
 import { silentLog } from '../../server/shared/log.ts'
 import type { MemoryDisk } from '../support/memory-disk.ts'
@@ -98,6 +99,8 @@ export class NodeChecker {
   private readonly fail: (error: Error) => void
   private readonly leaderOf = new Map<number, NodeId>()
   private readonly served = new Set<string>()
+  /** What a node has made durable: its vote, by `node term`. */
+  private readonly votes = new Map<string, NodeId>()
   private readonly progress = new Map<object, { commit: number; applied: number }>()
   private readonly states = new Map<number, { text: string; by: NodeId }>()
   private readonly membershipsOf = new Map<NodeId, Membership[]>()
@@ -116,6 +119,15 @@ export class NodeChecker {
 
   sending(timeline: ModelTimeline, chunk: Chunk): void {
     timeline.sent.add(`${chunk.begin} ${chunk.end} ${chunk.crc}`)
+  }
+
+  /** A node has made this vote durable. */
+  voted(node: NodeId, { term, votedFor }: HardState): void {
+    const before = this.votes.get(`${node} ${term}`)
+    this.demand(before === undefined || before === votedFor, () => {
+      return `${node} has voted for ${before} in term ${term}, and now votes for ${votedFor ?? 'nobody'}`
+    })
+    if (votedFor !== undefined) this.votes.set(`${node} ${term}`, votedFor)
   }
 
   /** Somebody was told that this is in the log. */
@@ -238,7 +250,11 @@ export class NodeChecker {
       if (node === undefined || node.unready === 'it is in no cell yet') continue
       const { driver, members } = node
       this.checkProgress(host, driver)
-      const { term } = driver
+      const { term, hardState } = driver
+      const voted = this.votes.get(`${node.nodeId} ${hardState.term}`)
+      this.demand(voted === undefined || voted === hardState.votedFor, () => {
+        return `${node.nodeId} has voted for ${voted} in term ${hardState.term}, and does not know it any more`
+      })
       if (driver.role === 'leader') {
         const before = this.leaderOf.get(term)
         this.demand(before === undefined || before === node.nodeId, () => {

@@ -190,7 +190,6 @@ export class NodeSim implements HostUser, ClientWorld {
     this.plan('clock', 1000, r => this.stepClock(r))
     this.plan('damage', 900 * often, r => this.damage(r))
     this.plan('restore', 5000, () => void this.restore().catch(error => this.fail(error as Error)))
-    if (this.canary === 'forget-vote') this.plan('split', 1500, r => this.split(r))
     this.plan('transfer', 2500, r => this.transfer(r))
     this.plan('members', 3000, r => void this.changeMembers(r).catch(error => this.fail(error as Error)))
     await this.until(this.options.safetyMs ?? SAFETY_MS, () => false)
@@ -299,6 +298,11 @@ export class NodeSim implements HostUser, ClientWorld {
     const { random } = this
     const awayMs = random.chance(0.5) ? random.between(1, 100) : random.between(50, 2500)
     this.world.after(awayMs, () => host.start())
+  }
+
+  voteSaved(host: SimHost): void {
+    const { vote, nodeId } = host
+    if (vote !== undefined && nodeId !== undefined) this.checker.voted(nodeId, vote)
   }
 
   answered(host: SimHost, request: Message, reply: ReplyMessage, context: SimContext): void {
@@ -485,37 +489,6 @@ export class NodeSim implements HostUser, ClientWorld {
         }
     } else for (let n = random.int(1, 3); n > 0; n--) network.block(random.pick(names), random.pick(names))
     this.world.after(random.between(100, 4000), () => network.unblockAll())
-  }
-
-  /** For the canary that forgets votes: two that do not hear each other stand, and the others could vote for either. */
-  private split(random: SimRandom): void {
-    const leader = this.leader()
-    const [a, b] = this.up().filter(host => host !== leader)
-    if (leader === undefined || a === undefined || b === undefined) return
-    this.network.block(a.name, b.name)
-    this.network.block(b.name, a.name)
-    leader.crash()
-    this.world.after(random.between(1, 20), () => leader.start())
-    // Its request is on its way long after it was told that it could win, when the other has been voted for.
-    b.faults.slowness = 100
-    this.world.after(1000, () => {
-      b.faults.slowness = 1
-    })
-  }
-
-  /** For the same: who has voted is killed when its answer has left, and does not hear from the one that it voted for. */
-  voteSaved(host: SimHost): void {
-    const { votedFor, nodeId } = host
-    if (this.canary !== 'forget-vote' || this.isHealing || votedFor === undefined || votedFor === nodeId)
-      return
-    const candidate = votedFor.slice(0, votedFor.lastIndexOf('.'))
-    this.world.after(40, () => {
-      if (!host.isUp || host.votedFor !== votedFor) return
-      this.network.block(candidate, host.name)
-      this.network.block(host.name, candidate)
-      host.crash()
-      this.world.after(5, () => host.start())
-    })
   }
 
   private reset(random: SimRandom): void {

@@ -7,7 +7,7 @@ import { crc32c } from '../../protocol/crc32c.ts'
 import type { Address } from '../../protocol/dial.ts'
 import type { Message, ReplyMessage } from '../../protocol/messages.ts'
 import { cellService } from '../../server/safekeeper/cell-service.ts'
-import type { NodeId } from '../../server/safekeeper/core/types.ts'
+import type { HardState, NodeId } from '../../server/safekeeper/core/types.ts'
 import { logService } from '../../server/safekeeper/log-service.ts'
 import { CellNode } from '../../server/safekeeper/node.ts'
 import { retryError } from '../../server/shared/errors.ts'
@@ -37,6 +37,7 @@ export interface HostUser {
   /** The process is gone. `own`: it ended itself, of this. */
   ended(host: SimHost, own: Error | undefined): void
   answered(host: SimHost, request: Message, reply: ReplyMessage, context: SimContext): void
+  /** Its vote.json was synced. */
   voteSaved?(host: SimHost): void
 }
 
@@ -126,8 +127,7 @@ export class SimHost {
       dial: {},
       connect: (address, { elsewhere }) => user.connect(this, life, address, elsewhere === 'forward'),
       soon: run => life.after(0, run),
-      // Nodes that stand at the same moment are what this canary needs.
-      timing: user.canary === 'forget-vote' ? { electionMsMin: 300, electionMsMax: 310 } : undefined,
+      timing: undefined,
       metrics: undefined,
       backup: user.store && {
         store: new SimStore(user.store, life, random.fork(`store ${this.starts}`)),
@@ -201,10 +201,20 @@ export class SimHost {
   }
 
   /** What its vote.json says, if it can be read. */
-  get votedFor(): NodeId | undefined {
+  get vote(): HardState | undefined {
     const path = `${DATA_DIR}/vote.json`
-    const text = this.disk.paths().includes(path) ? this.disk.content(path).toString('utf8', 0, 4096) : ''
-    return /"votedFor":"([^"]+)"/.exec(text)?.[1]
+    const bytes = this.disk.paths().includes(path) ? this.disk.content(path) : Buffer.alloc(0)
+    for (const place of [0, 4096]) {
+      const end = bytes.indexOf('\n', place)
+      if (
+        end < place ||
+        crc32c(bytes, place, end) !== Number.parseInt(bytes.toString('latin1', end + 1, end + 9), 16)
+      )
+        continue
+      const { term, votedFor } = JSON.parse(bytes.toString('utf8', place, end))
+      return { term, votedFor: votedFor ?? undefined }
+    }
+    return undefined
   }
 
   private log(): Log {
