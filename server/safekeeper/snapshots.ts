@@ -162,7 +162,9 @@ export class Snapshots {
         first !== undefined && first.index < lowest ? ((first.index + 1) as LogIndex) : this.log.beginIndex
       await this.log.trim({
         keepFrom,
-        dropThrough: this.backedUpTo(state),
+        // What this state does not know yet (a node that starts applies its log again, and may hold packs that go further) is not judged by
+        // it: a timeline that it does not have may only be made later.
+        dropThrough: Math.min(this.backedUpTo(state), state.last.index),
         neededFrom: id => {
           const timeline = state.timelines.get(id)
           return timeline === undefined ? undefined : state.neededFrom(timeline)

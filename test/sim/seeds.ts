@@ -16,6 +16,10 @@ export const REGRESSION_SEEDS: readonly { readonly seed: number; readonly was: s
 export const NODE_REGRESSION_SEEDS: readonly { readonly seed: number; readonly was: string }[] = [
   { seed: 2, was: 'after a restart, commit was that of the base of the log and not of the snapshot' },
   { seed: 3, was: 'a member that was added later did not know the first members, nor where they are' },
+  {
+    seed: 22,
+    was: 'a node that had just started dropped redo of a timeline that its state did not know yet',
+  },
   { seed: 54, was: 'a replacement that a leader did not finish was not taken up by the next one' },
   {
     seed: 71,
