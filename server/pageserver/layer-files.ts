@@ -10,6 +10,7 @@ import { EntryFlag } from '../../parser/chunk-index.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { internalError } from '../shared/errors.ts'
 import { BlockCache } from './block-cache.ts'
+import { corruptLayer, LAYER_FOOTER_BYTES, LayerKind } from './layer-format.ts'
 import { type EntryCallback, LayerReader } from './layer-reader.ts'
 
 /** A layer as a task names it. */
@@ -86,7 +87,20 @@ export class LayerFiles {
   reader(layer: LayerSource): LayerReader {
     if (layer.path === undefined)
       throw internalError(`a layer of LSN ${layer.lsnStart} to ${layer.lsnEnd} is read that was not fetched`)
-    return this.open(layer.path)
+    const reader = this.open(layer.path)
+    const { kind, lsnStart, lsnEnd, fileBytes } = reader.footer
+    // Whoever restores an object store may give a file another's name.
+    if (
+      (kind === LayerKind.IMAGE) !== (layer.kind === 'image') ||
+      lsnStart !== layer.lsnStart ||
+      lsnEnd < layer.lsnEnd
+    )
+      throw corruptLayer(
+        layer.path,
+        fileBytes - LAYER_FOOTER_BYTES,
+        `it is of LSN ${lsnStart} to ${lsnEnd}, the manifest has ${layer.kind === 'image' ? 'an image' : 'a delta'} layer of LSN ${layer.lsnStart} to ${layer.lsnEnd} under this name`,
+      )
+    return reader
   }
 
   /** The page's handle in the layer, or -1. */

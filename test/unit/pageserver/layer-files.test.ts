@@ -34,3 +34,27 @@ t.test('a reader that gives way to others can be used to the end of the task', a
   t.throws(() => first.timeSamples(), 'it was evicted, and is closed afterwards')
   t.not(files.open(path), first, 'the next task opens the file anew')
 })
+
+t.test('a file that has another layer in it is not read as if it were this one', async t => {
+  const path = join(t.testdir(), 'layer')
+  const writer = new DeltaLayerWriter(path, {
+    timeline: toTimelineId('00'.repeat(16)),
+    generation: 1,
+    lsnStart: 100 as Lsn,
+    lsnEnd: 200 as Lsn,
+  })
+  writer.beginPage(1, 1)
+  writer.addEntry(150, 0, Buffer.from('entry'), 0, 5)
+  writer.finish()
+  const files = new LayerFiles(1 << 20)
+  const find = (kind: 'delta' | 'image', lsnStart: number, lsnEnd: number) =>
+    files.find({ kind, path, lsnStart: lsnStart as Lsn, lsnEnd: lsnEnd as Lsn }, 1, 1)
+  t.equal(find('delta', 100, 200), 0)
+  t.equal(find('delta', 100, 150), 0, 'of an ancestor, up to where a branch began')
+  for (const other of [
+    () => find('delta', 99, 200),
+    () => find('delta', 100, 201),
+    () => find('image', 100, 100),
+  ])
+    t.throws(other, { kind: 'corrupt', message: /layer file .*under this name/ })
+})
