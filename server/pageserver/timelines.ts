@@ -87,9 +87,10 @@ export class Timelines {
     const passing = [...this.#broken].filter(([, error]) => error.kind === 'retry').map(([id]) => id)
     if (passing.length === 0 || this.#retrying) return
     this.#retrying = true
-    await this.#change(async () => {
+    await this.#changes.run(async () => {
       for (const id of passing)
         try {
+          if (this.#closing) return
           const manifest = await ManifestStore.claim(this.#env.store, id)
           if (manifest !== undefined) await this.#takeOver(manifest)
           this.#broken.delete(id)
@@ -97,9 +98,8 @@ export class Timelines {
         } catch (error) {
           this.#cannotOpen(id, error)
         }
-    }).finally(() => {
-      this.#retrying = false
     })
+    this.#retrying = false
   }
 
   #cannotOpen(id: TimelineId, error: unknown): void {
