@@ -139,10 +139,16 @@ function explain(error: NodeJS.ErrnoException, host: string): { kind: ErrorKind;
   const code = error.code ?? ''
   if (code === 'ERR_TLS_CERT_ALTNAME_INVALID')
     return { kind: 'invalid', why: `the server's certificate does not name ${host}: ${error.message}` }
+  if (code === 'CERT_HAS_EXPIRED' || code === 'CERT_NOT_YET_VALID')
+    return {
+      kind: 'invalid',
+      why: `the server's certificate is not valid now: ${error.message} (${code}); renew it, or look at the clocks`,
+    }
   if (CERTIFICATE_CODES.test(code))
     return {
       kind: 'invalid',
-      why: `the server's certificate is not accepted: ${error.message} (${code}); is --tls-ca the CA that signed it?`,
+      // Node.js adds advice about its own options.
+      why: `the server's certificate is not accepted: ${error.message.split(';')[0]} (${code}); is --tls-ca the CA that signed it?`,
     }
   if (/ALERT_(?:CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE)/.test(code))
     return {
@@ -152,7 +158,10 @@ function explain(error: NodeJS.ErrnoException, host: string): { kind: ErrorKind;
   if (/ALERT_(?:UNKNOWN_CA|BAD_CERTIFICATE|CERTIFICATE_(?:EXPIRED|REVOKED|UNKNOWN)|DECRYPT_ERROR)/.test(code))
     return { kind: 'invalid', why: `the server does not accept the client certificate (${code})` }
   if (/WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|ERR_SSL_UNSUPPORTED_PROTOCOL/.test(code))
-    return { kind: 'invalid', why: `the server does not speak TLS, or none that we accept (${code})` }
+    return {
+      kind: 'invalid',
+      why: `the server does not speak TLS, or none that we accept (${code}); is it meant to be reached without --tls-ca?`,
+    }
   const plain = PLAINLY[code]
   return { kind: 'retry', why: plain === undefined ? error.message : `${plain} (${code})` }
 }

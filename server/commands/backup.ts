@@ -1,5 +1,6 @@
 /** `palimpsest backup list|verify|restore`: what the safekeepers of a cell keep in an object store; needs no server. */
 import { randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import Table from 'cli-table3'
 import { type Command, Option } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
@@ -35,6 +36,14 @@ interface RestoreCommandOptions extends BackupCommandOptions {
   zone: string
 }
 
+/** To read from: a directory that is not there is a mistake, and not one to be made. */
+async function openBackup(options: BackupCommandOptions): Promise<ObjectStore> {
+  const { backup } = options
+  if (!backup.startsWith('s3://') && !existsSync(backup))
+    throw new UsageError(`there is no directory ${backup}: give the --backup that the safekeepers were given`)
+  return await openStoreAt(backup, options)
+}
+
 export function registerBackup(program: Command): void {
   const backup = program
     .command('backup')
@@ -42,7 +51,7 @@ export function registerBackup(program: Command): void {
 
   addBackupOptions(backup.command('list').description('the cells that have a backup there')).action(
     async (options: BackupCommandOptions) => {
-      const store = await openStoreAt(options.backup, options)
+      const store = await openBackup(options)
       const backups = await Promise.all((await listBackups(store)).map(id => loadBackup(store, id)))
       const rows = backups.map(manifest => ({
         cellId: manifest.cellId,
@@ -76,7 +85,7 @@ export function registerBackup(program: Command): void {
   addCellOption(
     addBackupOptions(backup.command('verify').description('read all of a backup and check every checksum')),
   ).action(async (options: BackupCommandOptions) => {
-    const store = await openStoreAt(options.backup, options)
+    const store = await openBackup(options)
     const { manifest, entries, bytes, rawBytes } = await verifyBackup(store, await cellOf(store, options))
     const { cellId, base, packs } = manifest
     const toIndex = backupEnd(manifest).index
@@ -105,7 +114,7 @@ export function registerBackup(program: Command): void {
     )
     .option('--zone <ZONE>', 'its zone', zoneArgument, '')
     .action(async (options: RestoreCommandOptions) => {
-      const store = await openStoreAt(options.backup, options)
+      const store = await openBackup(options)
       const name = options.id
       const cellId = await cellOf(store, options)
       const newCellId = randomBytes(16).toString('hex')

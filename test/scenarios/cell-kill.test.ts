@@ -3,119 +3,21 @@
  * that was acknowledged is missing or there twice, and a new leader takes redo soon. The times without one are printed;
  * they are not asserted, since they say as much about the machine. PALIMPSEST_KILLS sets how often (6 unless told).
  */
-import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
-import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { Connection } from '../../protocol/connection.ts'
-import { type Address, formatAddress } from '../../protocol/dial.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
 import { askLeader } from '../../server/shared/cell-client.ts'
-import { Listener } from '../../server/shared/listener.ts'
 import { silentLog } from '../../server/shared/log.ts'
 import { WalWriter } from '../../server/shared/log-client.ts'
+import { lsnBytes, retried, SafekeeperProcesses } from '../support/safekeeper-processes.ts'
 
 const KILLS = Number(process.env['PALIMPSEST_KILLS'] ?? 6)
-const BIN = resolve(fileURLToPath(import.meta.url), '../../../bin/palimpsest.js')
 const ID = '5a'.repeat(16) as TimelineId
 const START = 8192 as Lsn
-const NAMES = ['a', 'b', 'c']
-
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
-
-/** Three safekeepers as an operator starts them. */
-class Processes {
-  readonly dir = mkdtempSync(join(process.env['PALIMPSEST_TEST_TMP'] ?? tmpdir(), 'pal-cell-kill-'))
-  readonly addresses = new Map<string, Address>()
-  readonly children = new Map<string, ChildProcess>()
-
-  static async start(): Promise<Processes> {
-    const self = new Processes()
-    for (const name of NAMES) {
-      const listener = new Listener({ host: '127.0.0.1', port: 0, log: silentLog })
-      await listener.listen()
-      self.addresses.set(name, listener.localAddress)
-      await listener.close()
-    }
-    await Promise.all(NAMES.map(name => self.run(name)))
-    return self
-  }
-
-  get list(): Address[] {
-    return [...this.addresses.values()]
-  }
-
-  async run(name: string): Promise<void> {
-    const peers = [...this.addresses].map(([peer, address]) => `${peer}=${formatAddress(address)}`).join(',')
-    const child = spawn(
-      process.execPath,
-      [
-        BIN,
-        'safekeeper',
-        '--id',
-        name,
-        '--data',
-        join(this.dir, name),
-        '--listen',
-        formatAddress(this.addresses.get(name)!),
-        '--peers',
-        peers,
-        '--log-level',
-        'warn',
-      ],
-      { stdio: ['ignore', 'pipe', 'inherit'] },
-    )
-    this.children.set(name, child)
-    for await (const line of createInterface({ input: child.stdout! })) if (line.startsWith('ready')) return
-    throw new Error(`${name} ended before it was ready`)
-  }
-
-  async signal(name: string, signal: NodeJS.Signals): Promise<void> {
-    const child = this.children.get(name)!
-    const ended = once(child, 'exit')
-    child.kill(signal)
-    if (signal === 'SIGKILL') await ended
-  }
-
-  async leader(): Promise<string> {
-    const { message } = await askLeader(this.list, { type: MessageType.WalList }).then(() =>
-      askLeader(this.list, { type: MessageType.CellStatus }),
-    )
-    return message.leader.split('.')[0]!
-  }
-
-  async end(): Promise<void> {
-    for (const child of this.children.values())
-      if (child.exitCode === null && child.signalCode === null) {
-        const ended = once(child, 'exit')
-        child.kill('SIGKILL')
-        await ended
-      }
-    rmSync(this.dir, { recursive: true, force: true })
-  }
-}
-
-async function retried<T>(run: () => Promise<T>): Promise<T> {
-  for (let i = 0; ; i++)
-    try {
-      return await run()
-    } catch (error) {
-      if (i === 100) throw error
-      await new Promise(resolve => setTimeout(resolve, 100))
-    }
-}
 
 t.test(`the leader goes ${KILLS} times while redo is appended`, { timeout: 600_000 }, async t => {
-  const cell = await Processes.start()
+  const cell = await SafekeeperProcesses.start()
   t.teardown(() => cell.end())
   await retried(() =>
     askLeader(cell.list, { type: MessageType.WalCreate, timeline: ID, startLsn: START, name: 'main' }),
@@ -139,7 +41,7 @@ t.test(`the leader goes ${KILLS} times while redo is appended`, { timeout: 600_0
   const appending = (async () => {
     for (let i = 0; !stop; i++) {
       const at = writer.endLsn
-      await writer.append(at, chunk(at, 1 + ((i * 7919) % 20_000)))
+      await writer.append(at, lsnBytes(at, 1 + ((i * 7919) % 20_000)))
       if (i % 50 === 0) await writer.durable()
     }
     await writer.durable()
@@ -179,7 +81,7 @@ t.test(`the leader goes ${KILLS} times while redo is appended`, { timeout: 600_0
           follow: false,
         })) {
           if (message.type !== MessageType.WalData) continue
-          if (message.beginLsn !== at || !chunk(at, bulk.length).equals(bulk))
+          if (message.beginLsn !== at || !lsnBytes(at, bulk.length).equals(bulk))
             t.fail(`wrong bytes at LSN ${at} of ${name}`)
           at += bulk.length
         }
