@@ -5,7 +5,7 @@ import { Command, CommanderError } from 'commander'
 import { registerAttach } from './commands/attach.ts'
 import { registerBackup } from './commands/backup.ts'
 import { registerBench } from './commands/bench.ts'
-import { UsageError } from './commands/common.ts'
+import { describeError, UsageError } from './commands/common.ts'
 import { registerDev } from './commands/dev.ts'
 import { registerExport } from './commands/export.ts'
 import { registerImport } from './commands/import.ts'
@@ -19,7 +19,6 @@ import { registerSafekeeper } from './commands/safekeeper.ts'
 import { registerStatus } from './commands/status.ts'
 import { registerTimeline } from './commands/timeline.ts'
 import { registerVerify } from './commands/verify.ts'
-import { PalimpsestError } from './shared/errors.ts'
 
 export function buildProgram(): Command {
   const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
@@ -78,14 +77,6 @@ function outliveReaders(): void {
     })
 }
 
-/** A server's refusal with the address of who refused, if it is not in the text. */
-function describe(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  const { message } = error
-  const address = error instanceof PalimpsestError ? error.address : undefined
-  return address === undefined || message.includes(address) ? message : `${address}: ${message}`
-}
-
 export async function main(argv: string[]): Promise<number> {
   outliveReaders()
   try {
@@ -93,7 +84,7 @@ export async function main(argv: string[]): Promise<number> {
     return typeof process.exitCode === 'number' ? process.exitCode : 0
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
-    const message = describe(error)
+    const message = describeError(error)
     process.stderr.write(`palimpsest: ${message.replace(/\s*\n\s*/g, '; ')}\n`)
     if (process.env['PALIMPSEST_DEBUG'] && error instanceof Error) process.stderr.write(`${error.stack}\n`)
     return error instanceof UsageError ? 2 : 1

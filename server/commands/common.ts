@@ -13,6 +13,7 @@ import {
   type TimelineStatus,
 } from '../../protocol/messages.ts'
 import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
+import { PalimpsestError } from '../shared/errors.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
 
@@ -117,6 +118,14 @@ export function formatTime(timeUs: number): string {
 /** A failure that the person can mend by changing the call: exit code 2. */
 export class UsageError extends Error {
   override name = 'UsageError'
+}
+
+/** A server's refusal with the address of who refused, if it is not in the text. */
+export function describeError(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  const { message } = error
+  const address = error instanceof PalimpsestError ? error.address : undefined
+  return address === undefined || message.includes(address) ? message : `${address}: ${message}`
 }
 
 /** Dials the first of `addresses` that has the role, runs `use`, and closes the connection whatever happens. */

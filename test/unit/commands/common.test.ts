@@ -1,6 +1,8 @@
 import t from 'tap'
+import { PalimpsestError } from '../../../protocol/errors.ts'
 import {
   addressArgument,
+  describeError,
   integerArgument,
   lsnArgument,
   sizeArgument,
@@ -33,4 +35,16 @@ t.test('LSNs, numbers and addresses', async t => {
   t.same(addressArgument('[::1]:7070'), { host: '::1', port: 7070 })
   for (const bad of ['localhost', ':7070', 'a:70700'])
     t.throws(() => addressArgument(bad), { code: 'commander.invalidArgument' })
+})
+
+t.test('a refusal names the server that gave it, once', async t => {
+  const refused = new PalimpsestError('invalid', 'the token is refused')
+  t.equal(describeError(refused), 'the token is refused')
+  refused.address = '10.0.0.1:7070'
+  t.equal(describeError(refused), '10.0.0.1:7070: the token is refused')
+  const unreached = new PalimpsestError('retry', 'cannot connect to 10.0.0.1:7070: nobody listens there')
+  unreached.address = '10.0.0.1:7070'
+  t.equal(describeError(unreached), 'cannot connect to 10.0.0.1:7070: nobody listens there')
+  t.equal(describeError(new Error('plain')), 'plain')
+  t.equal(describeError('thrown'), 'thrown')
 })
