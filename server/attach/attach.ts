@@ -14,22 +14,20 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
-import { DoublewriteCopies } from '../datadir/doublewrite.ts'
 import { refuseRunningServer } from '../datadir/running-server.ts'
-import { type DatadirScan, type SpaceFile, scanDatadir } from '../datadir/scan.ts'
+import { type DatadirScan, scanDatadir } from '../datadir/scan.ts'
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
 import type { WalWriter } from '../shared/log-client.ts'
 import type { Progress } from '../shared/progress.ts'
-import { copySpaces } from './copy-spaces.ts'
 import { EncryptionWatch, encryptionError } from './encryption-watch.ts'
 import { FileCapture } from './file-capture.ts'
 import type { FileRules } from './file-rules.ts'
+import { type ImportJob, Imports } from './imports.ts'
 import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts'
-import { PageImport } from './page-import.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
 import { RingTail, readCheckpoint, serverVersion, type TailStep } from './ring-tail.ts'
-import { checkNewestPages, checkServerIdentity, checkSomePages, UnchangedPages } from './same-history.ts'
+import { checkNewestPages, checkServerIdentity, checkSomePages } from './same-history.ts'
 import { SideImports } from './side-imports.ts'
 import { SpaceTracker } from './space-tracker.ts'
 import {
@@ -154,13 +152,6 @@ async function checkBelongs(
   await tail.close()
 }
 
-/** What is to be imported next; a newer one replaces one that is not finished. */
-interface ImportJob {
-  readonly kind: ImportKind
-  readonly startLsn: Lsn
-  readonly afterLsn: Lsn | undefined
-}
-
 class Session {
   readonly #o: AttachOptions
   readonly #totals: AttachTotals
@@ -176,18 +167,9 @@ class Session {
   readonly #side: SideImports
   readonly #pump: RedoPump
   readonly #capture: FileCapture
-  #readableFromLsn: Lsn
+  readonly #imports: Imports
   #following = false
   #caughtUp = false
-  /** Begun by the time that it stands here: the redo beyond its start LSN may flow. */
-  #job:
-    | {
-        readonly job: ImportJob
-        readonly session: PageImport
-        readonly abort: AbortController
-        readonly unchanged: UnchangedPages | undefined
-      }
-    | undefined
   #failure: unknown
 
   private constructor(
@@ -212,7 +194,7 @@ class Session {
       timeline,
       progress: options.progress,
       signal: options.signal,
-      isImporting: () => this.#job !== undefined,
+      isImporting: () => this.#imports.job !== undefined,
       spaces: () => this.#tracker.all(),
       ingested: lsn => this.#ingested(lsn),
       onImported: pages => {
@@ -222,12 +204,31 @@ class Session {
         this.#failure ??= error
       },
     })
-    this.#readableFromLsn = status?.summary.readableFromLsn ?? writer.endLsn
     this.#pump = new RedoPump({
       tail,
       writer,
       inspect: chunk => this.#inspect(chunk),
       onOvertaken: step => this.#overtaken(step),
+    })
+    this.#imports = new Imports({
+      datadir: options.datadir,
+      live: options.live,
+      pageServer: servers.pageServer,
+      timeline,
+      name: options.timeline,
+      progress: options.progress,
+      pump: this.#pump,
+      tracker: this.#tracker,
+      side: this.#side,
+      readableFromLsn: status?.summary.readableFromLsn ?? writer.endLsn,
+      ingested: lsn => this.#ingested(lsn),
+      otherFiles: async () => await this.#firstSweep,
+      failure: () => this.#failure,
+      onBegun: ({ kind, startLsn }) =>
+        options.onState?.({ kind: 'importing', timeline, importKind: kind, startLsn }),
+      onImported: pages => {
+        totals.importedPages += pages
+      },
     })
     // Files of a stopped server are as old as its pages, however far the redo has been read meanwhile.
     const begin = tail.position
@@ -298,14 +299,14 @@ class Session {
     redoBytes: this.#pump.redoBytes,
     chunks: this.#pump.chunks,
     endSeenAtMs: this.#pump.endSeenAtMs,
-    importing: this.#job !== undefined,
+    importing: this.#imports.job !== undefined,
     following: this.#following,
     files: this.#capture.files,
   })
 
   async close(): Promise<void> {
     this.#pump.stop()
-    this.#job?.abort.abort()
+    this.#imports.abort()
     await this.#capture.close()
     this.#writer.close()
     this.#servers.close()
@@ -319,7 +320,7 @@ class Session {
     for (const { space, format } of this.#scan!.spaces)
       if (format.encryptedHint) this.#encryption.prepared.add(space)
     if (job) {
-      await this.#beginJob(job)
+      await this.#imports.begin(job)
     } else {
       progress.message(
         `timeline ${this.#o.timeline} exists; following ${this.#tail.path} from LSN ${this.#fromLsn}`,
@@ -339,7 +340,7 @@ class Session {
     const onAbort = (): void => {
       // While following, the last look at the log comes first: see #follow.
       if (!this.#following) this.#pump.stop()
-      this.#job?.abort.abort(signal?.reason)
+      this.#imports.abort(signal?.reason)
       // What is not committed by then is read again by the next session.
       setTimeout(() => this.#pump.fail(signal?.reason), LAST_WORDS_MS).unref()
     }
@@ -350,14 +351,18 @@ class Session {
       this.#firstSweep = this.#capture.sweep()
       // Awaited by the import as well; a failure is seen there or here.
       this.#firstSweep.catch(() => {})
-      await this.#finishImports()
+      await this.#imports.finish()
       await this.#firstSweep
       const lsn = await this.#pump.caughtUp()
       if (signal?.aborted) throw signal.reason
-      await this.#finishImports()
+      await this.#imports.finish()
       this.#caughtUp = true
       this.#o.onState?.({ kind: 'following', timeline: this.#timeline, lsn })
-      progress.event('following', { timeline: this.#timeline, lsn, readableFromLsn: this.#readableFromLsn })
+      progress.event('following', {
+        timeline: this.#timeline,
+        lsn,
+        readableFromLsn: this.#imports.readableFromLsn,
+      })
       if (once) {
         const end = await this.#pump.caughtUp()
         // Files last: a table that the redo creates had its definition before.
@@ -374,7 +379,7 @@ class Session {
       }
     } catch (error) {
       // Being told to stop is no failure, unless the import was not complete.
-      if (!signal?.aborted || this.#job) throw this.#failure ?? error
+      if (!signal?.aborted || this.#imports.job) throw this.#failure ?? error
     } finally {
       signal?.removeEventListener('abort', onAbort)
       closed.removeEventListener('abort', onLost)
@@ -386,7 +391,7 @@ class Session {
   }
 
   get isImporting(): boolean {
-    return this.#job !== undefined
+    return this.#imports.job !== undefined
   }
 
   /** What there is, once all that had to be imported is and the redo was read to its end. */
@@ -398,7 +403,7 @@ class Session {
     return {
       timeline: this.#timeline,
       name: this.#o.timeline,
-      readableFromLsn: this.#readableFromLsn,
+      readableFromLsn: this.#imports.readableFromLsn,
       endLsn: this.#pump.flushedLsn,
       importedPages: this.#totals.importedPages,
       redoBytes: this.#totals.redoBytes,
@@ -444,7 +449,7 @@ class Session {
         reportedLsn = lsn
       }
       this.#capture.poll()
-      await this.#finishImports()
+      await this.#imports.finish()
       await this.#side.lookAtUndo(this.#tail.position)
       await this.#lookAtEncryption()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
@@ -473,143 +478,7 @@ class Session {
     for (const { message } of files) this.#capture.assume(message.files)
   }
 
-  /** Begins an import. The redo is at rest while this runs, so that none beyond the start LSN comes before it. */
-  async #beginJob(job: ImportJob): Promise<void> {
-    this.#job?.abort.abort()
-    const abort = new AbortController()
-    const unchanged = job.afterLsn === undefined ? undefined : new UnchangedPages()
-    const session = await PageImport.begin({
-      pageServer: this.#servers.pageServer,
-      timeline: this.#timeline,
-      kind: job.kind,
-      startLsn: job.startLsn,
-      ...(job.afterLsn === undefined ? {} : { afterLsn: job.afterLsn }),
-      ...(unchanged
-        ? {
-            onUnchanged: (space: number, page: number, lsn: Lsn) => unchanged.offer(space, page, lsn),
-          }
-        : {}),
-      live: this.#o.live,
-      signal: abort.signal,
-      yieldToRedo: () => this.#yieldToRedo(abort.signal),
-      onProgress: bytes => this.#onCopied?.(bytes),
-      rescue: (space, page) => this.#rescue(space, page),
-    })
-    this.#job = { job, session, abort, unchanged }
-    this.#o.onState?.({
-      kind: 'importing',
-      timeline: this.#timeline,
-      importKind: job.kind,
-      startLsn: job.startLsn,
-    })
-  }
-
   #firstSweep: Promise<void> | undefined
-  /** Of a server that went down with its machine. */
-  #doublewrite: DoublewriteCopies | undefined
-
-  #rescue(space: SpaceFile, page: number): Uint8Array | undefined {
-    const copy = this.#doublewrite?.find(space.space, page, space.format)
-    if (copy)
-      this.#o.progress.message(
-        `page ${page} of ${space.name} is torn; taking its copy from the doublewrite buffer, as recovery would`,
-        { space: space.space, page },
-      )
-    return copy
-  }
-
-  #onCopied: ((bytes: number) => void) | undefined
-
-  async #yieldToRedo(signal: AbortSignal): Promise<void> {
-    // Nobody overwrites the log of a server that does not run.
-    while (this.#o.live && this.#pump.isInDanger && !this.#failure && !signal.aborted) await sleep(2)
-    if (this.#failure) throw this.#failure
-  }
-
-  /** Copies what `#job` asks for; when the ring overtakes the reader meanwhile, begins again as the new job says. */
-  async #finishImports(): Promise<void> {
-    while (this.#job) {
-      const current = this.#job
-      try {
-        await this.#copy(current.job, current.session)
-        if (this.#job === current) this.#job = undefined
-      } catch (error) {
-        if (this.#failure) throw this.#failure
-        if (this.#job === current || !current.abort.signal.aborted) throw error
-      }
-    }
-    await this.#side.idle()
-    if (this.#failure) throw this.#failure
-  }
-
-  async #copy(job: ImportJob, session: PageImport): Promise<void> {
-    const { progress, datadir, live } = this.#o
-    const { signal } = this.#job!.abort
-    const started = performance.now()
-    const scan = await scanDatadir(datadir, { live })
-    this.#doublewrite = await DoublewriteCopies.read(scan.spaces[0]!)
-    const task = await progress.task(job.kind === 'full' ? 'pages' : 'changed pages', scan.bytes)
-    this.#onCopied = bytes => task.update(bytes)
-    progress.message(
-      job.kind === 'full'
-        ? `importing ${scan.spaces.length} tablespaces (${formatBytes(scan.bytes)}) as of LSN ${job.startLsn}`
-        : job.afterLsn === undefined
-          ? `importing ${scan.spaces.length} tablespaces (${formatBytes(scan.bytes)}) once more, as of LSN ${job.startLsn}`
-          : `importing the pages that changed after LSN ${job.afterLsn}, as of LSN ${job.startLsn}`,
-      { startLsn: job.startLsn, kind: job.kind },
-    )
-    const spaces = await copySpaces(scan, {
-      datadir,
-      live,
-      session,
-      startLsn: job.startLsn,
-      tracker: this.#tracker,
-      caughtUp: () => this.#pump.caughtUp(),
-      signal,
-    })
-    await session.drained()
-    task.finish()
-    const end = await this.#coveringLsn(session, job.startLsn)
-    // What can be read has its other files, too.
-    await this.#firstSweep
-    // Nor are tablespaces missing that were moved in meanwhile.
-    await this.#side.idle()
-    // The ring may have overtaken the reader meanwhile, and then another import has taken this one's place.
-    if (this.#job?.session !== session) throw retryError('the import was begun anew')
-    // The page server must know of the gap that this import mends, and be able to read at its end.
-    await this.#ingested(end)
-    await this.#checkUnchanged(job)
-    await session.end(end, spaces)
-    this.#readableFromLsn = job.kind === 'full' ? end : this.#readableFromLsn
-    this.#totals.importedPages += session.pages
-    progress.message(
-      `imported ${session.pages} pages in ${((performance.now() - started) / 1000).toFixed(1)} s; readable from LSN ${end}`,
-      { pages: session.pages, readableFromLsn: end },
-    )
-  }
-
-  /** Nothing of a repair counts before it is sure that it mends this timeline. */
-  async #checkUnchanged({ afterLsn }: ImportJob): Promise<void> {
-    if (afterLsn === undefined || afterLsn < this.#readableFromLsn) return
-    const source = { pageServer: this.#servers.pageServer, timeline: this.#timeline, lsn: afterLsn }
-    await this.#job?.unchanged?.check(source, this.#o.datadir, this.#o.timeline)
-  }
-
-  /** The LSN from which on the copied pages are right, with all of the redo up to it durable. */
-  async #coveringLsn(session: PageImport, startLsn: Lsn): Promise<Lsn> {
-    // Pages are written after their redo, so the log file has all of it by now: its end is enough, and is soon reached.
-    const end = await this.#pump.caughtUp()
-    if (end < session.maxPageLsn)
-      throw invalidError(
-        `${session.newestPage} has LSN ${session.maxPageLsn}, but the redo log ends at LSN ${end}: if this file is no table of the server (copied there to be imported, or left over), move it out of the datadir; otherwise the log does not belong to this datadir, or was cut`,
-        end,
-      )
-    // The files of a stopped server stood still: their newest page tells how far they are, and all that is in the
-    // redo beyond can be read as well.
-    if (!this.#o.live) return session.maxPageLsn > startLsn ? session.maxPageLsn : startLsn
-    return end
-  }
-
   /** The ring came round. All redo read so far is durable, and nothing is in flight. */
   async #overtaken(step: Extract<TailStep, { kind: 'overtaken' }>): Promise<void> {
     const { progress } = this.#o
@@ -624,7 +493,7 @@ class Session {
     )
     this.#o.onState?.({ kind: 'overtaken', fromLsn: from, toLsn: to })
     await this.#ingested(from)
-    if (from >= this.#readableFromLsn) {
+    if (from >= this.#imports.readableFromLsn) {
       const source = { pageServer: this.#servers.pageServer, timeline: this.#timeline, lsn: from }
       await checkSomePages(
         await scanDatadir(this.#o.datadir, { live: this.#o.live }),
@@ -637,8 +506,8 @@ class Session {
     await this.#tail.restartAt(to)
     await this.#ingested(to)
     // What an unfinished import had to bring is still to be brought.
-    const unfinished = this.#job?.job
-    await this.#beginJob({
+    const unfinished = this.#imports.job
+    await this.#imports.begin({
       kind: unfinished?.kind ?? 'partial',
       startLsn: to,
       afterLsn: unfinished ? unfinished.afterLsn : from,
