@@ -27,7 +27,7 @@ import { Turns } from './turns.ts'
 import { ByteReader, ByteWriter } from './varint.ts'
 
 export const FILE_CHUNK_BYTES = 256 << 10
-export const FILE_INLINE_BYTES_MAX = 1024
+const FILE_INLINE_BYTES_MAX = 1024
 /** Objects of the index after which they are merged into a snapshot. */
 const INDEX_OBJECTS_MAX = 32
 /** Uploads under way at a time: each may hold a chunk in memory. */

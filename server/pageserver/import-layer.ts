@@ -17,7 +17,7 @@ import { ImageLayerWriter } from './image-layer.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 
 /** Numbers per page in `ImportSpoolInput.pages`: space, page, FSP_SPACE_FLAGS, CRC-32C. */
-export const SPOOL_PAGE_WORDS = 4
+const SPOOL_PAGE_WORDS = 4
 
 export interface ImportSpoolInput {
   readonly spool: string

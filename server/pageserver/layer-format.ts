@@ -11,9 +11,9 @@ import { crc32c } from '../../protocol/crc32c.ts'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { corruptError, internalError, type PalimpsestError } from '../shared/errors.ts'
 
-export const LAYER_MAGIC = 'PLPSLAYR'
-export const LAYER_END_MAGIC = 'PLPSLEND'
-export const LAYER_FORMAT_VERSION = 1
+const LAYER_MAGIC = 'PLPSLAYR'
+const LAYER_END_MAGIC = 'PLPSLEND'
+const LAYER_FORMAT_VERSION = 1
 export const LAYER_HEADER_BYTES = 64
 export const LAYER_FOOTER_BYTES = 256
 

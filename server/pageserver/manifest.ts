@@ -22,7 +22,7 @@ import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerKind } from './layer-format.ts'
 import { Turns } from './turns.ts'
 
-export const MANIFEST_FORMAT_VERSION = 1
+const MANIFEST_FORMAT_VERSION = 1
 const MAGIC = 'PLPSMANI'
 /** JSON beyond this is no manifest of ours: a hundred thousand layers have 30 MB. */
 const JSON_BYTES_MAX = 256 << 20

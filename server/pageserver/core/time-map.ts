@@ -15,7 +15,7 @@ import type { TimeSample } from '../time-samples.ts'
 
 export type { TimeSample } from '../time-samples.ts'
 
-export const TIME_SAMPLE_INTERVAL_US = 100_000
+const TIME_SAMPLE_INTERVAL_US = 100_000
 
 /** A layer with time samples, as the manifest has it. */
 export interface TimedLayer {
