@@ -20,6 +20,8 @@ import type { LogEntry } from './log/entry.ts'
 import type { EntrySource, Fetched } from './log/repair.ts'
 
 const FETCH_MS = 10_000
+/** Of one answer, whose head lists them all. */
+const FETCH_ENTRIES_MAX = 2048
 const NOTHING = Buffer.alloc(0)
 
 /** Another member, asked over a connection of its own. */
@@ -88,7 +90,7 @@ export async function answerFetch(
     Math.min(Math.max(bytesMax, 1), FETCH_BYTES_MAX),
   )
   const payloads: Uint8Array[] = []
-  const entries = found.map(({ isVoid, index: _, payload, ...entry }) => {
+  const entries = found.slice(0, FETCH_ENTRIES_MAX).map(({ isVoid, index: _, payload, ...entry }) => {
     if (payload.length > 0) payloads.push(payload)
     return { isVoid, entry: { ...entry, payloadBytes: payload.length } satisfies PeerEntry }
   })

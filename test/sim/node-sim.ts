@@ -231,7 +231,7 @@ export class NodeSim implements HostUser, ClientWorld {
     for (const host of this.hosts.values())
       if (this.world.nowMs > host.mustEndBeforeMs)
         this.fail(new Violation(`${host.name} goes on 2 s after a sync of its log or vote failed`))
-    if (this.world.events % 64 === 0) {
+    if (this.world.events % 256 === 0) {
       void this.lookAtDamage()
       for (const { node } of this.up()) {
         const stats = node!.logStats
