@@ -2,7 +2,13 @@
 import type { TimelineId } from '../../protocol/ids.ts'
 import type { TimelineBranch, TimelineRename } from '../../protocol/messages-branch.ts'
 import type { TimelineCreate } from '../../protocol/messages-timeline.ts'
-import { invalidError, type PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import {
+  fencedError,
+  invalidError,
+  type PalimpsestError,
+  retryError,
+  toPalimpsestError,
+} from '../shared/errors.ts'
 import { createBranch } from './branches.ts'
 import { CapturedFiles } from './captured-files.ts'
 import { loadCatalogue } from './catalogue-store.ts'
@@ -32,6 +38,8 @@ export class Timelines {
   readonly #hosts = new Map<TimelineId, TimelineHost>()
   /** Timelines that could not be opened, and why: their requests are told. */
   readonly #broken = new Map<TimelineId, PalimpsestError>()
+  /** With which generation those were claimed that could not be opened then. */
+  readonly #claimed = new Map<TimelineId, number>()
   #retryStopped = false
   #retrying = false
   /** Creations and deletions, one after the other. */
@@ -71,6 +79,7 @@ export class Timelines {
 
   /** What a timeline needs that has just been claimed. */
   async #takeOver(manifest: ManifestStore): Promise<Timeline> {
+    this.#claimed.set(manifest.current.timeline, manifest.current.generation)
     const removed = await manifest.removeOrphans()
     if (removed.length > 0)
       this.#env.log.info(
@@ -79,7 +88,9 @@ export class Timelines {
       )
     if (this.#retryStopped && manifest.current.stopped !== null)
       await manifest.update(current => ({ ...current, stopped: null }))
-    return this.#load(manifest)
+    const timeline = await this.#load(manifest)
+    this.#claimed.delete(timeline.id)
+    return timeline
   }
 
   /** Opens those that could not be opened for a reason that passes: the store was out of reach. To be called now and then. */
@@ -91,6 +102,7 @@ export class Timelines {
       for (const id of passing)
         try {
           if (this.#closing) return
+          await this.#checkNotTaken(id)
           const manifest = await ManifestStore.claim(this.#env.store, id)
           if (manifest !== undefined) await this.#takeOver(manifest)
           this.#broken.delete(id)
@@ -100,6 +112,16 @@ export class Timelines {
         }
     })
     this.#retrying = false
+  }
+
+  /** Another page server has opened meanwhile what this one could not: it is not to be taken away from it. */
+  async #checkNotTaken(id: TimelineId): Promise<void> {
+    const claimed = this.#claimed.get(id)
+    const now = claimed === undefined ? undefined : await ManifestStore.read(this.#env.store, id)
+    if (now !== undefined && now.generation !== claimed)
+      throw fencedError(`another page server owns timeline ${now.name}; ask that one`)
+    // If the next claim's reply is lost, the generation is nobody else's.
+    this.#claimed.delete(id)
   }
 
   #cannotOpen(id: TimelineId, error: unknown): void {

@@ -134,3 +134,20 @@ t.test('a timeline that has another owner holds no memory that the rest needs', 
   replay.advanceTo(durableLsn)
   t.same((await rig.compare(replay)).differences.slice(0, 5), [], 'what lies in layers can still be read')
 })
+
+t.test('what another page server has opened meanwhile is not taken away from it', async t => {
+  const store = new MemoryObjectStore()
+  const rig = await startRig(t, store)
+  await rig.stop()
+  store.fault = (_when, operation, key) => {
+    if (operation === 'list' && key.endsWith('/layers/')) throw retryError('out of reach')
+  }
+  await rig.start()
+  const { timelines } = rig.server!
+  t.equal(timelines.brokenCount, 1)
+  store.fault = () => {}
+  const other = (await ManifestStore.claim(store, TIMELINE))!
+  await timelines.retryBroken()
+  t.equal((await ManifestStore.read(store, TIMELINE))!.generation, other.current.generation)
+  await t.rejects(rig.show(), { message: /another page server owns timeline zoo/ })
+})
