@@ -21,7 +21,6 @@ import {
   FrameFlag,
   type FrameHeader,
   FrameReader,
-  FrameWriter,
   HELLO_FRAME_BYTES_MAX,
 } from './frame.ts'
 import {
@@ -39,6 +38,7 @@ import {
   type Request,
 } from './messages.ts'
 import type { ConnectionSecurity } from './security.ts'
+import { SendQueue } from './send-queue.ts'
 
 export interface ConnectOptions {
   readonly host: string
@@ -119,7 +119,7 @@ export class Connection {
   /** Until then nothing of ours must leave, the token least of all. */
   private readonly secured: Promise<void> | undefined
   private readonly reader: FrameReader
-  private readonly writer = new FrameWriter()
+  private readonly queue = new SendQueue()
   private readonly bulks = new BulkPool(RECYCLED_BYTES_MAX)
   private readonly pending = new Map<number, Pending>()
   /** Callers that wait for room in flight, first come first served. */
@@ -133,7 +133,7 @@ export class Connection {
   private nextId = 1
   private bytesInFlight = 0
   private failure: PalimpsestError | undefined
-  private corked = false
+  private flushes = false
   private timer: NodeJS.Timeout | undefined
   private timerAt = Number.POSITIVE_INFINITY
   /** Who wants the socket stopped: streams with full queues. */
@@ -177,7 +177,7 @@ export class Connection {
       },
       HELLO_FRAME_BYTES_MAX,
     )
-    this.writer.frameBytesMax = HELLO_FRAME_BYTES_MAX
+    this.queue.frameBytesMax = HELLO_FRAME_BYTES_MAX
     const { socket, secured } = openClientSocket(options, options.security, this.reader, {
       garbled: error => this.destroy(this.garbled(error)),
       lost: (kind, why, cause) => this.destroy(this.lost(why, cause, kind)),
@@ -220,7 +220,7 @@ export class Connection {
       }
       this.hello_ = result
       this.reader.frameBytesMax = frameBytesMax
-      this.writer.frameBytesMax = clampFrameBytes(result.frameBytesMax)
+      this.queue.frameBytesMax = clampFrameBytes(result.frameBytesMax)
       resolve()
     }
     const sayHello = () => {
@@ -257,7 +257,7 @@ export class Connection {
 
   /** Largest bulk that certainly fits into a request's frame (64 KiB are left for the head). */
   get bulkBytesMax(): number {
-    return this.writer.frameBytesMax - 65536
+    return this.queue.frameBytesMax - 65536
   }
 
   /** Sends a request that has one answer. */
@@ -425,7 +425,7 @@ export class Connection {
   }
 
   private send(requestId: number, flags: number, message: AnyMessage, options: RequestOptions = {}): void {
-    const pieces = this.writer.encode({
+    this.queue.push({
       requestId,
       flags,
       message,
@@ -433,16 +433,13 @@ export class Connection {
       bulkCrc: options.bulkCrc,
       compress: options.compress === true && ((this.hello_?.features ?? 0) & Feature.ZSTD) !== 0,
     })
-    if (!this.corked) {
-      // All that is sent in this turn leaves in one system call.
-      this.corked = true
-      this.socket.cork()
-      process.nextTick(() => {
-        this.corked = false
-        this.socket.uncork()
-      })
-    }
-    for (const piece of pieces) this.socket.write(piece)
+    if (this.flushes) return
+    // All that is sent in this turn leaves in one system call.
+    this.flushes = true
+    process.nextTick(() => {
+      this.flushes = false
+      this.queue.flush(this.socket)
+    })
   }
 
   private onFrame(frame: Frame): void {
@@ -568,6 +565,7 @@ export class Connection {
   /** Ends the connection; requests in flight fail with kind retry. What was already sent still leaves, unless a bulk is just coming in. */
   close(): void {
     if (this.failure !== undefined) return
+    this.queue.flush(this.socket)
     this.fail(this.lost('closed by this side'))
     // Memory that was given for a bulk is its owner's again, and may be used for something else at once.
     if (this.reader.isFilling) this.socket.destroy()

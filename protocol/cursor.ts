@@ -174,18 +174,29 @@ export class ByteReader {
   }
 }
 
-const SLAB_BYTES = 64 * 1024
+export const SLAB_BYTES = 64 * 1024
 
 export class ByteWriter {
-  private slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
-  private begin = 0
+  /** What is being written lies in it, at [begin, end). */
+  slab: Buffer<ArrayBuffer> = Buffer.allocUnsafeSlow(SLAB_BYTES)
+  begin = 0
   private pos = 0
+  /** Gives a slab of `SLAB_BYTES` that nobody uses any more, if there is one. */
+  private readonly spare: () => Buffer<ArrayBuffer> | undefined
+
+  constructor(spare: () => Buffer<ArrayBuffer> | undefined = () => undefined) {
+    this.spare = spare
+  }
 
   /** Begins a new range of at least `reserve` bytes, 8-byte aligned, those first bytes left for the caller to fill. */
   start(reserve: number): void {
     this.begin = (this.pos + 7) & ~7
     this.pos = this.begin
-    this.skip(reserve)
+    this.room(reserve)
+  }
+
+  get end(): number {
+    return this.pos
   }
 
   /** Bytes written since `start`. */
@@ -198,11 +209,15 @@ export class ByteWriter {
     return this.slab.subarray(this.begin, this.pos)
   }
 
+  /** Where the next `bytes` go, in `slab`. */
   private room(bytes: number): number {
     const at = this.pos
     if (at + bytes > this.slab.length) {
       const written = at - this.begin
-      const next = Buffer.allocUnsafeSlow(Math.max(SLAB_BYTES, (written + bytes) * 2))
+      const least = (written + bytes) * 2
+      const next =
+        (least <= SLAB_BYTES ? this.spare() : undefined) ??
+        Buffer.allocUnsafeSlow(Math.max(SLAB_BYTES, least))
       next.set(this.slab.subarray(this.begin, at))
       this.slab = next
       this.begin = 0
@@ -213,9 +228,15 @@ export class ByteWriter {
     return at
   }
 
+  /** Zeros. */
   skip(bytes: number): void {
     const at = this.room(bytes)
-    this.slab.fill(0, at, at + bytes)
+    for (let i = at; i < at + bytes; i++) this.slab[i] = 0
+  }
+
+  bytes(value: Uint8Array): void {
+    const at = this.room(value.length)
+    this.slab.set(value, at)
   }
 
   u8(value: number): void {
@@ -245,8 +266,18 @@ export class ByteWriter {
   u64(value: number): void {
     if (!Number.isSafeInteger(value) || value < 0)
       throw new MalformedError(`${value} is not a whole number in 0..2^53-1`)
-    this.u32(value >>> 0)
-    this.u32(Math.floor(value / TWO32))
+    const at = this.room(8)
+    const b = this.slab
+    const low = value >>> 0
+    const high = (value - low) / TWO32
+    b[at] = low
+    b[at + 1] = low >>> 8
+    b[at + 2] = low >>> 16
+    b[at + 3] = low >>> 24
+    b[at + 4] = high
+    b[at + 5] = high >>> 8
+    b[at + 6] = high >>> 16
+    b[at + 7] = high >>> 24
   }
 
   timeline(value: TimelineId): void {

@@ -77,14 +77,44 @@ export interface FrameToSend {
   readonly compress?: boolean | undefined
 }
 
+/** A bulk of up to so many bytes is copied behind its head: that costs less than a buffer of its own on the way to the kernel. */
+const COPIED_BYTES_MAX = 16 * 1024
+
 /** Makes the bytes of frames. One writer per connection: it keeps a slab for headers and heads. */
 export class FrameWriter {
-  private readonly w = new ByteWriter()
+  private readonly w: ByteWriter
   /** The peer's limit; a larger frame is refused here with an error of kind invalid. */
   frameBytesMax = FRAME_BYTES_MAX_DEFAULT
 
-  /** The frame as buffers to be written in this order. The bulk's own buffers are among them, not copies. */
+  /** `spare`: see ByteWriter. */
+  constructor(spare?: () => Buffer<ArrayBuffer> | undefined) {
+    this.w = new ByteWriter(spare)
+  }
+
+  /** The frame as buffers to be written in this order. Those of a large bulk are among them, not copies. */
   encode(frame: FrameToSend): Uint8Array[] {
+    const parts = this.write(frame)
+    return [this.w.take(), ...parts]
+  }
+
+  /** Where `write` has put its bytes. */
+  get slab(): Buffer<ArrayBuffer> {
+    return this.w.slab
+  }
+
+  get begin(): number {
+    return this.w.begin
+  }
+
+  get end(): number {
+    return this.w.end
+  }
+
+  /**
+   * Puts a frame into `slab`, at [begin, end), right behind the one before if it is the same slab; what of it comes after
+   * that is returned.
+   */
+  write(frame: FrameToSend): readonly Uint8Array[] {
     const w = this.w
     w.start(FRAME_HEADER_BYTES)
     const codec = encodeMessage(w, frame.message)
@@ -93,7 +123,7 @@ export class FrameWriter {
 
     let flags = frame.flags ?? 0
     let parts: readonly Uint8Array[] =
-      frame.bulk === undefined ? [] : isList(frame.bulk) ? frame.bulk : [frame.bulk]
+      frame.bulk === undefined ? NO_PARTS : isList(frame.bulk) ? frame.bulk : [frame.bulk]
     let bulkBytes = 0
     for (const part of parts) bulkBytes += part.length
     let bulkWireBytes = bulkBytes
@@ -117,22 +147,35 @@ export class FrameWriter {
         `${codec.name} of ${Math.max(frameBytes, bulkBytes)} bytes exceeds the peer's limit of ${this.frameBytesMax}`,
       )
 
-    const out = w.take()
-    out.writeUInt32LE(frameBytes, 0)
-    out.writeUInt32LE(frame.requestId >>> 0, 8)
-    out.writeUInt32LE(Math.floor(frame.requestId / TWO32), 12)
-    out.writeUInt16LE(frame.message.type, 16)
-    out.writeUInt16LE(flags, 18)
-    out.writeUInt32LE(headBytes, 20)
-    out.writeUInt32LE(bulkBytes, 24)
-    out.writeUInt32LE(bulkWireBytes, 28)
-    out.writeUInt32LE(bulkCrc, 32)
-    out.writeUInt32LE(crc32c(out, 8, FRAME_HEADER_BYTES + headBytes), 4)
-    if (parts.length === 0) return [out]
-    const pieces = [out, ...parts]
-    if ((bulkWireBytes & 7) !== 0) pieces.push(ZEROS.subarray(0, 8 - (bulkWireBytes & 7)))
-    return pieces
+    const padding = pad8(bulkWireBytes) - bulkWireBytes
+    const isCopied = bulkWireBytes <= COPIED_BYTES_MAX
+    if (isCopied) {
+      for (const part of parts) w.bytes(part)
+      w.skip(padding)
+    }
+    const { slab: out, begin } = w
+    putU32(out, begin, frameBytes)
+    putU32(out, begin + 8, frame.requestId >>> 0)
+    putU32(out, begin + 12, Math.floor(frame.requestId / TWO32))
+    putU32(out, begin + 16, frame.message.type | (flags << 16))
+    putU32(out, begin + 20, headBytes)
+    putU32(out, begin + 24, bulkBytes)
+    putU32(out, begin + 28, bulkWireBytes)
+    putU32(out, begin + 32, bulkCrc)
+    putU32(out, begin + 36, 0)
+    putU32(out, begin + 4, crc32c(out, begin + 8, begin + FRAME_HEADER_BYTES + headBytes))
+    if (isCopied) return NO_PARTS
+    return padding === 0 ? parts : [...parts, ZEROS.subarray(0, padding)]
   }
+}
+
+const NO_PARTS: readonly Uint8Array[] = []
+
+function putU32(b: Buffer, at: number, value: number): void {
+  b[at] = value
+  b[at + 1] = value >>> 8
+  b[at + 2] = value >>> 16
+  b[at + 3] = value >>> 24
 }
 
 function isList(bulk: Uint8Array | readonly Uint8Array[]): bulk is readonly Uint8Array[] {

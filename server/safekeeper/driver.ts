@@ -36,8 +36,13 @@ import { notLeading, Proposals } from './proposals.ts'
 import { VoteQueue } from './vote-queue.ts'
 
 const TICK_MS = 10
+/** After a commit, the leader ticks so soon: then the others hear of it, if the next entries have not told them before. */
+const COMMIT_TICK_MS = 2
 /** Entries that a message may bring while so much waits to be written here: then the sender waits. */
 const QUEUED_BYTES_MAX = 32 * 1024 * 1024
+
+/** So much is proposed at once, whatever is under way. */
+const HELD_BYTES_MAX = 128 * 1024
 
 /** What a message brought along. */
 interface Inbound {
@@ -95,6 +100,7 @@ export class Driver {
   private tickMeanwhile = false
   private unblockedWaiters: (() => void)[] = []
   private draftsScheduled = false
+  private ticksSoon = false
   private role_: Role = 'follower'
   private term_ = 0 as Term
   private leader_: NodeId | undefined
@@ -216,10 +222,22 @@ export class Driver {
   async run(): Promise<void> {
     const { clock } = this.options
     while (!this.stopped) {
-      if (this.blocked) this.tickMeanwhile = true
-      else this.dispatch({ type: 'tick', nowMs: clock.monotonicMs() })
+      this.tick()
       await clock.sleep(TICK_MS)
     }
+  }
+
+  private tick(): void {
+    if (this.blocked) this.tickMeanwhile = true
+    else this.dispatch({ type: 'tick', nowMs: this.options.clock.monotonicMs() })
+  }
+
+  private async tickAfterCommit(): Promise<void> {
+    if (this.ticksSoon || this.role_ !== 'leader') return
+    this.ticksSoon = true
+    await this.options.clock.sleep(COMMIT_TICK_MS)
+    this.ticksSoon = false
+    if (!this.stopped) this.tick()
   }
 
   /** No further events. What is under way is not waited for. */
@@ -251,8 +269,22 @@ export class Driver {
     })
   }
 
+  /**
+   * Small proposals wait while the round before them is under way: until it is synced here, or committed without. Each round costs
+   * every node some messages and a sync, however little it brings; and what came meanwhile could not be synced earlier anyway,
+   * since a log syncs one batch after the other. One that is alone never waits, and nobody waits for a timer.
+   */
+  private get isHeld(): boolean {
+    const { index } = this.log.last
+    return (
+      this.proposals.draftBytes < HELD_BYTES_MAX &&
+      index > this.log.flushed.index &&
+      index > this.applier.commit
+    )
+  }
+
   private proposeDrafts(): void {
-    if (!this.proposals.hasDrafts || this.blocked || this.stopped) return
+    if (!this.proposals.hasDrafts || this.blocked || this.stopped || this.isHeld) return
     this.proposals.offer(count => this.dispatch({ type: 'propose', count }))
   }
 
@@ -371,6 +403,7 @@ export class Driver {
     this.flushedMeanwhile = false
     this.dispatch({ type: 'flushed', last: this.log.flushed })
     if (this.log.queuedBytes <= QUEUED_BYTES_MAX) this.wakeUnblocked()
+    if (this.proposals.hasDrafts) this.scheduleDrafts()
   }
 
   private carryOut(effects: readonly Effect[], from: number, inbound: Inbound | undefined): void {
@@ -442,6 +475,8 @@ export class Driver {
         return this.install(effect.last, inbound!.snapshot!)
       case 'commit':
         this.applier.committed(effect.index)
+        void this.tickAfterCommit()
+        if (this.proposals.hasDrafts) this.scheduleDrafts()
         return undefined
       case 'role':
         this.onRole(effect.role, effect.term, effect.leader)

@@ -20,6 +20,7 @@ interface Waiter extends Proposal {
 
 export class Proposals {
   private drafts: Proposal[] = []
+  private draftBytes_ = 0
   /** Given to the core, which has not said yet what becomes of them. */
   private batch: Proposal[] = []
   /** By index. */
@@ -27,9 +28,15 @@ export class Proposals {
 
   /** Resolves with what applying the draft gave. */
   add(draft: Draft): Promise<Applied> {
+    this.draftBytes_ += draft.payload.length
     return new Promise((resolve, reject) => {
       this.drafts.push({ draft, resolve, reject })
     })
+  }
+
+  /** Payload of those that have not been offered yet. */
+  get draftBytes(): number {
+    return this.draftBytes_
   }
 
   get hasDrafts(): boolean {
@@ -40,6 +47,7 @@ export class Proposals {
   offer(propose: (count: number) => void): void {
     this.batch = this.drafts
     this.drafts = []
+    this.draftBytes_ = 0
     propose(this.batch.length)
     const left = this.batch
     this.batch = []
@@ -78,6 +86,7 @@ export class Proposals {
 
   failAll(error: PalimpsestError): void {
     for (const { reject } of this.drafts.splice(0)) reject(error)
+    this.draftBytes_ = 0
     for (const { reject } of this.waiters.values()) reject(error)
     this.waiters.clear()
   }

@@ -12,7 +12,6 @@ import {
   FrameFlag,
   type FrameHeader,
   FrameReader,
-  FrameWriter,
   HELLO_FRAME_BYTES_MAX,
 } from '../../protocol/frame.ts'
 import {
@@ -25,6 +24,7 @@ import {
   PROTOCOL_VERSION,
   roleNames,
 } from '../../protocol/messages.ts'
+import { SendQueue } from '../../protocol/send-queue.ts'
 import type { Admission, Place } from './admission.ts'
 import { authorize, ImportSessionsBegun, type NodesCertified } from './authorize.ts'
 import { internalError, MalformedError, PalimpsestError, toPalimpsestError } from './errors.ts'
@@ -73,7 +73,7 @@ export class ServerConnection {
   /** Where clients must show a certificate: of which nodes it is one. */
   private readonly certified: NodesCertified | undefined
   private readonly reader: FrameReader
-  private readonly writer = new FrameWriter()
+  private readonly queue = new SendQueue()
   private readonly inFlight = new Map<number, RequestContext>()
   private inFlightBytes = 0
   /** Of the bulk that is arriving. */
@@ -82,8 +82,9 @@ export class ServerConnection {
   private ready = false
   /** Nothing is read until it is known whose connection this is. */
   private authenticating = false
-  private corked = false
-  private uncorksSoon = false
+  /** A callback that will flush the queue is on its way. */
+  private flushes = false
+  private flushesSoon = false
   private inEvent = false
   private gone = false
   private closing = false
@@ -102,7 +103,7 @@ export class ServerConnection {
       const certificate = socket.getPeerX509Certificate()
       this.certified = () => (certificate === undefined ? [] : nodesOf(certificate))
     }
-    this.writer.frameBytesMax = HELLO_FRAME_BYTES_MAX
+    this.queue.frameBytesMax = HELLO_FRAME_BYTES_MAX
     this.reader = new FrameReader(
       {
         onFrame: frame => this.onFrame(frame),
@@ -129,11 +130,11 @@ export class ServerConnection {
   }
 
   get bulkBytesMax(): number {
-    return this.writer.frameBytesMax - 65536
+    return this.queue.frameBytesMax - 65536
   }
 
   get writable(): boolean {
-    return this.gone || this.socket.writableLength < this.state.limits.sendBytesMax
+    return this.gone || this.socket.writableLength + this.queue.bytes < this.state.limits.sendBytesMax
   }
 
   whenWritable(): Promise<void> {
@@ -150,7 +151,7 @@ export class ServerConnection {
       this.giveUp(toPalimpsestError(error), 0)
     }
     this.inEvent = false
-    this.uncork()
+    this.flush()
   }
 
   /** A bulk counts from the moment that it begins to arrive, whoever's memory it goes to. */
@@ -332,7 +333,7 @@ export class ServerConnection {
       nodeId: this.state.nodeId,
       software: this.state.software,
     } as AnyMessage)
-    this.writer.frameBytesMax = Math.min(
+    this.queue.frameBytesMax = Math.min(
       Math.max(message.frameBytesMax, limits.frameBytesLeast),
       limits.frameBytesMost,
     )
@@ -380,26 +381,18 @@ export class ServerConnection {
       options.sent?.()
       return 0
     }
-    const pieces = this.writer.encode({
-      requestId,
-      flags,
-      message,
-      bulk: options.bulk,
-      bulkCrc: options.bulkCrc,
-      compress: options.compress === true && (this.features & Feature.ZSTD) !== 0,
-    })
-    this.cork(options.soon === true)
-    const last = pieces.length - 1
-    let bytes = 0
-    for (let i = 0; i <= last; i++) {
-      bytes += pieces[i]!.length
-      if (i === last && (options.sent !== undefined || last > 0))
-        this.socket.write(pieces[i]!, () => {
-          options.sent?.()
-          this.afterWrite()
-        })
-      else this.socket.write(pieces[i]!)
-    }
+    const bytes = this.queue.push(
+      {
+        requestId,
+        flags,
+        message,
+        bulk: options.bulk,
+        bulkCrc: options.bulkCrc,
+        compress: options.compress === true && (this.features & Feature.ZSTD) !== 0,
+      },
+      options.sent,
+    )
+    this.flushLater(options.soon === true)
     this.state.stats.sentBytes += bytes
     if (!this.writable) this.reader.stop()
     return bytes
@@ -427,33 +420,36 @@ export class ServerConnection {
     } as AnyMessage)
   }
 
-  private cork(soon: boolean): void {
-    if (!this.corked) {
-      this.corked = true
-      this.socket.cork()
-      // Outside a readable event: all that other events of this turn answer leaves together.
-      if (!this.inEvent && !soon) setImmediate(() => this.uncork())
-    }
-    if (soon && !this.inEvent && !this.uncorksSoon) {
-      this.uncorksSoon = true
-      process.nextTick(() => {
-        this.uncorksSoon = false
-        this.uncork()
+  private flushLater(soon: boolean): void {
+    // What one readable event brings about leaves at its end.
+    if (this.inEvent) return
+    if (soon) {
+      if (this.flushesSoon) return
+      this.flushesSoon = true
+      process.nextTick(this.flushSoon)
+    } else if (!this.flushes) {
+      // All that other events of this turn answer leaves together.
+      this.flushes = true
+      setImmediate(() => {
+        this.flushes = false
+        this.flush()
       })
     }
   }
 
-  private uncork(): void {
-    if (!this.corked) return
-    this.corked = false
-    this.socket.uncork()
+  private readonly flushSoon = (): void => {
+    this.flushesSoon = false
+    this.flush()
   }
 
-  private afterWrite(): void {
-    if (this.writable) {
-      for (const waiter of this.writableWaiters.splice(0)) waiter()
-      this.resumeReading()
-    }
+  private flush(): void {
+    if (this.queue.bytes > 0) this.queue.flush(this.socket, this.afterWrite)
+  }
+
+  private readonly afterWrite = (): void => {
+    if (!this.writable) return
+    if (this.writableWaiters.length > 0) for (const waiter of this.writableWaiters.splice(0)) waiter()
+    this.resumeReading()
   }
 
   /** For a request's context: its last reply was given. */
@@ -513,7 +509,7 @@ export class ServerConnection {
     this.sendError(requestId, error)
     this.closing = true
     this.reader.stop()
-    this.uncork()
+    this.flush()
     this.socket.pause()
     this.socket.end(() => this.socket.destroy())
   }
@@ -524,6 +520,7 @@ export class ServerConnection {
 
   private onClose(): void {
     this.gone = true
+    this.queue.drop()
     clearTimeout(this.timer)
     const reason = new PalimpsestError('retry', `connection from ${this.peer} is gone`)
     for (const context of this.inFlight.values()) {

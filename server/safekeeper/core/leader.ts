@@ -95,14 +95,21 @@ export function onPropose(state: CoreState, count: number): void {
 
 // ---- sending ----
 
-/** At the end of each step of a leader: entries to all that can take them, and the commit index to those that wait for nothing. */
+/** At the end of each step of a leader: entries to all that can take them. */
 export function pump(state: CoreState, lead: Leading): void {
   for (const progress of lead.progress.values()) {
-    if (progress.id === state.self || progress.state !== 'replicate') continue
-    sendEntries(state, lead, progress)
-    // Else the next entries bring it, or its next answer does.
-    const isIdle = progress.state === 'replicate' && inflight(progress) === 0
-    if (isIdle && progress.commitSent < state.commit) sendEmpty(state, progress, progress.match, 0)
+    if (progress.id !== state.self && progress.state === 'replicate') sendEntries(state, lead, progress)
+  }
+}
+
+/**
+ * The commit index to those that wait for nothing: a tick after the commit, for by then the next entries have mostly brought it, and
+ * nobody but readers at that member waits for it.
+ */
+function tellCommit(state: CoreState, lead: Leading): void {
+  for (const progress of lead.progress.values()) {
+    if (progress.id === state.self || progress.state !== 'replicate' || inflight(progress) > 0) continue
+    if (progress.commitSent < state.commit) sendEmpty(state, progress, progress.match, 0)
   }
 }
 
@@ -274,7 +281,10 @@ export function tickLeader(state: CoreState, lead: Leading): void {
     lead.transfer = undefined
     state.effects.push({ type: 'refused', what: 'transfer', why: 'the other did not take over in time' })
   }
-  if (state.nowMs < lead.heartbeatDueMs) return
+  if (state.nowMs < lead.heartbeatDueMs) {
+    tellCommit(state, lead)
+    return
+  }
   if (!isQuorumHeard(state, lead)) {
     becomeFollower(state, state.term, undefined)
     return

@@ -61,17 +61,27 @@ t.test('what others have is committed, but applied only when it is flushed here'
   t.same(rig.take('commit'), [{ type: 'commit', index: 11 }])
 })
 
-t.test('who has all is told of the commit at once, with no heartbeat', async t => {
+t.test('who has all is told of the commit with the next tick, unless entries tell it before', async t => {
   const rig = leading()
   rig.acknowledge('c', 9)
+  rig.wait(10)
   rig.effects = []
   rig.do({ type: 'propose', count: 1 })
   rig.acknowledge('b', 10)
+  t.same(rig.takeSent('append'), [], 'mostly more entries are on their way')
+  rig.wait(10)
   t.match(rig.takeSent('append'), [
     { to: 'b', message: { commit: 10, round: 0, prev: entry(10, 4), runs: [] } },
   ])
   rig.acknowledge('c', 10)
-  t.match(rig.takeSent('append'), [{ to: 'c', message: { commit: 10 } }])
+  rig.effects = []
+  rig.do({ type: 'propose', count: 1 })
+  t.match(rig.take('replicate'), [
+    { to: 'b', commit: 10 },
+    { to: 'c', commit: 10 },
+  ])
+  rig.wait(10)
+  t.same(rig.takeSent('append'), [], 'it is known, or will be answered')
 })
 
 t.test('a log that differs is repaired by terms', async t => {
