@@ -4,7 +4,7 @@ import { join, resolve } from 'node:path'
 import { type AppendTarget, drive, type Load, type Measured } from './append/closed-loop.ts'
 import { bestGroup, oneEach, type Space } from './append/disk.ts'
 import { findEtcd, HOW_TO_GET_ETCD, startEtcd } from './append/etcd.ts'
-import { startSafekeepers } from './append/safekeepers.ts'
+import { SHARED, startSafekeepers } from './append/safekeepers.ts'
 import { type Benchmark, note, Report, runIfMain, UsageError, wholeNumber } from './harness.ts'
 
 const ONE_EACH = 'disk, a sync for each append'
@@ -120,6 +120,8 @@ export const benchmark: Benchmark = {
     ]
     if (nodes > 1) references.push({ subject: bestGroupName('new', nodes), heading: `of new ×${nodes}` })
     references.push({ subject: `etcd ×${nodes}`, heading: 'of etcd' })
+    if (writers.some(count => count > 1))
+      references.push({ subject: `etcd ×${nodes}${SHARED}`, heading: 'of etcd, one conn.' })
     const report = new Report({
       title: `Durable appends, ${nodes} process${nodes === 1 ? '' : 'es'} on one disk`,
       unit: 'MB/s',
@@ -134,9 +136,12 @@ export const benchmark: Benchmark = {
         for (const load of loads) {
           const { writers } = load
           await measureDisk(report, load, scratch, nodes)
-          if (etcd !== undefined)
-            await measure(report, load, scratch, dir => startEtcd(etcd, dir, nodes, writers))
-          if (!onlyDisk) await measure(report, load, scratch, dir => startSafekeepers(dir, nodes, writers))
+          for (const isShared of writers > 1 ? [false, true] : [false]) {
+            if (etcd !== undefined)
+              await measure(report, load, scratch, dir => startEtcd(etcd, dir, nodes, writers, isShared))
+            if (!onlyDisk)
+              await measure(report, load, scratch, dir => startSafekeepers(dir, nodes, writers, isShared))
+          }
         }
       }
       return report

@@ -30,7 +30,8 @@ export interface Measured {
   readonly cpuUsPerAppend?: number | undefined
 }
 
-const WARM_UP_SECONDS = 0.5
+/** Long enough for compilers at run time, ours and the client's. */
+const WARM_UP_SECONDS = 2.5
 /** Different stretches of it are what writers send. */
 const POOL_BYTES = 8 << 20
 

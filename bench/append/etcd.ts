@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { adoptChild, endChild } from '../harness.ts'
 import type { AppendTarget } from './closed-loop.ts'
 import { freePorts } from './ports.ts'
+import { SHARED } from './safekeepers.ts'
 
 /** Where scripts/setup-etcd.js unpacks Debian's package. */
 const UNPACKED = fileURLToPath(new URL('../../.palimpsest/bench/etcd', import.meta.url))
@@ -104,6 +105,7 @@ export async function startEtcd(
   dir: string,
   nodes: number,
   writers: number,
+  isShared = false,
 ): Promise<EtcdTarget> {
   mkdirSync(dir, { recursive: true })
   const ports = await freePorts(nodes * 2)
@@ -123,12 +125,15 @@ export async function startEtcd(
     return adoptChild(child)
   })
   const leader = await findLeader(ids.map(client), dir)
-  const sessions = Array.from({ length: writers }, () => {
+  const open = (): ClientHttp2Session => {
     const session = connect(leader, { settings: { initialWindowSize: 1 << 20 } })
     session.on('error', () => {})
     return session
-  })
-  return new EtcdTarget(`etcd ×${nodes}`, children, sessions)
+  }
+  if (!isShared) return new EtcdTarget(`etcd ×${nodes}`, children, Array.from({ length: writers }, open))
+  const session = open()
+  const sessions = Array.from({ length: writers }, () => session)
+  return new EtcdTarget(`etcd ×${nodes}${SHARED}`, children, sessions)
 }
 
 async function findLeader(urls: readonly string[], dir: string): Promise<string> {

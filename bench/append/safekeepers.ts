@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { Connection } from '../../protocol/connection.ts'
 import { type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
+import { ConnectionShare } from '../../server/shared/connection-share.ts'
 import { silentLog } from '../../server/shared/log.ts'
 import { WalWriter } from '../../server/shared/log-client.ts'
 import { endChild, startChild } from '../harness.ts'
@@ -46,6 +47,9 @@ class SafekeeperTarget implements AppendTarget {
     await Promise.all(this.#children.map(endChild))
   }
 }
+
+/** All writers over one connection. */
+export const SHARED = ', one connection'
 
 export function safekeepersName(nodes: number): string {
   return `Palimpsest ×${nodes}`
@@ -93,7 +97,9 @@ export async function startSafekeepers(
   dir: string,
   nodes: number,
   writers: number,
+  isShared = false,
 ): Promise<SafekeeperTarget> {
+  const share = isShared ? new ConnectionShare() : undefined
   const { children, safekeepers, leader } = await startCell(dir, nodes)
   const connection = await Connection.connect({ host: '127.0.0.1', port: leader })
   const opened: WalWriter[] = []
@@ -107,11 +113,12 @@ export async function startSafekeepers(
         name: `bench-${i}`,
         log: silentLog,
         silenceMs: SILENCE_MS,
+        connect: share?.connect,
       }),
     )
   }
   connection.close()
-  return new SafekeeperTarget(safekeepersName(nodes), children, opened)
+  return new SafekeeperTarget(safekeepersName(nodes) + (isShared ? SHARED : ''), children, opened)
 }
 
 /** The node that takes a new timeline. */

@@ -1,9 +1,9 @@
 /** Requests to the leader of a cell of safekeepers, wherever it is at present. */
-import type { Connection, Reply, RequestOptions } from '../../protocol/connection.ts'
+import type { Reply, RequestOptions } from '../../protocol/connection.ts'
 import { type Address, type DialOptions, dial, formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { MessageType, type ReplyOf, type Request, Role } from '../../protocol/messages.ts'
 import { PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
-import { type Connect, LeaderScout, type Sighting, type Standing } from './leader-scout.ts'
+import { type Channel, type Connect, LeaderScout, type Sighting, type Standing } from './leader-scout.ts'
 import { nodeClock } from './node-seams.ts'
 import type { Clock } from './seams.ts'
 
@@ -19,7 +19,7 @@ export interface LeaderDialerOptions {
   readonly dial?: DialOptions | undefined
   readonly clock?: Clock | undefined
   /** Opens a connection to a safekeeper; over TCP unless told. */
-  readonly connect?: Connect | undefined
+  readonly connect?: Connect<Channel> | undefined
   /** In [0, 1). */
   readonly random?: (() => number) | undefined
 }
@@ -35,7 +35,7 @@ export class LeaderDialer {
   standing: Standing | undefined
   private readonly options: DialOptions
   private readonly clock: Clock
-  private readonly connect: Connect
+  private readonly connect: Connect<Channel>
   private hint: Address | undefined
   private next = 0
 
@@ -77,8 +77,8 @@ export class LeaderDialer {
    * retry if that node cannot be reached now, or another one turns out to lead before it has answered.
    */
   async reach<T>(
-    use: (connection: Connection) => Promise<T>,
-  ): Promise<{ readonly connection: Connection; readonly answer: T }> {
+    use: (connection: Channel) => Promise<T>,
+  ): Promise<{ readonly connection: Channel; readonly answer: T }> {
     const { clock } = this
     const address = this.hint ?? this.addresses[this.next++ % this.addresses.length]!
     // Asked once; if it does not answer, or leads no more, the others say who does.
@@ -94,7 +94,7 @@ export class LeaderDialer {
       signal: over.signal,
       found: sighting => moved.abort(this.move(formatAddress(address), sighting)),
     })
-    let connection: Connection | undefined
+    let connection: Channel | undefined
     try {
       const opened = await this.connect(address, {
         deadlineMs: DIAL_MS,
@@ -132,7 +132,7 @@ export async function askLeader<R extends Request>(
   let missed = 0
   const unreached = new Map<string, PalimpsestError>()
   for (let i = 0; i < addresses.length + REDIRECTS_MAX; i++) {
-    let reached: Connection | undefined
+    let reached: Channel | undefined
     const wasHinted = dialer.isHinted
     try {
       const { connection, answer } = await dialer.reach(connection => {

@@ -19,7 +19,10 @@ const AGAIN_MS_MAX = 4000
 /** Many may wait for the same node: they do not all ask in the same moment. */
 const JITTER = 0.25
 
-export type Connect = (address: Address, options: DialOptions) => Promise<Connection>
+/** What is needed of a connection here; it may be one that others use as well. */
+export type Channel = Pick<Connection, 'address' | 'request' | 'closed' | 'close'>
+
+export type Connect<C extends Channel = Connection> = (address: Address, options: DialOptions) => Promise<C>
 
 /** The node that one waits for, and the highest term that it has told of. */
 export interface Standing {
@@ -51,7 +54,7 @@ interface Answer {
 }
 
 export class LeaderScout {
-  private readonly connect: Connect
+  private readonly connect: Connect<Channel>
   private readonly options: DialOptions
   private readonly clock: Clock
   private readonly lookAfterMs: number
@@ -60,7 +63,7 @@ export class LeaderScout {
   /** `random` in [0, 1). */
   constructor(
     addresses: readonly Address[],
-    connect: Connect,
+    connect: Connect<Channel>,
     options: DialOptions,
     clock: Clock,
     random: () => number = Math.random,

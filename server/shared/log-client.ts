@@ -13,12 +13,12 @@
  *
  * It gives up for good (`failed`) when another writer took over, or when the safekeeper's log and ours do not fit.
  */
-import type { Connection } from '../../protocol/connection.ts'
 import { type Address, parseAddress } from '../../protocol/dial.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
 import { LeaderDialer, type LeaderDialerOptions } from './cell-client.ts'
 import { fencedError, internalError, type PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
+import type { Channel } from './leader-scout.ts'
 import type { Log } from './log.ts'
 import { nodeClock } from './node-seams.ts'
 import type { Clock } from './seams.ts'
@@ -68,7 +68,7 @@ export class WalWriter {
   private readonly dialer: LeaderDialer
   private readonly clock: Clock
   private readonly windowBytesMax: number
-  private connection: Connection
+  private connection: Channel
   private window: Item[] = []
   /** How many of the window, from its beginning, have gone out. */
   private sentItems = 0
@@ -119,7 +119,7 @@ export class WalWriter {
   private constructor(
     options: WalWriterOptions,
     dialer: LeaderDialer,
-    connection: Connection,
+    connection: Channel,
     opened: { readonly epoch: WriterEpoch; readonly beginLsn: Lsn; readonly endLsn: Lsn },
   ) {
     this.options = options
@@ -266,12 +266,12 @@ export class WalWriter {
     this.wake()
   }
 
-  private watch(connection: Connection): void {
+  private watch(connection: Channel): void {
     connection.closed.addEventListener('abort', () => this.trouble(connection, connection.closed.reason))
   }
 
   /** retry and refresh are waited out; whatever else is final. */
-  private trouble(connection: Connection, thrown: unknown): void {
+  private trouble(connection: Channel, thrown: unknown): void {
     if (this.closed || this.failure !== undefined || this.resyncing || connection !== this.connection) return
     const error = toPalimpsestError(thrown)
     this.dialer.learn(error)
@@ -308,7 +308,7 @@ export class WalWriter {
       this.retryMs = Math.min(this.retryMs * 2, RETRY_MS_MAX)
       if (this.closed) return
       let isReached = false
-      let opened: Connection | undefined
+      let opened: Channel | undefined
       try {
         const { timeline } = this.options
         const { connection, answer } = await this.dialer.reach(connection => {
