@@ -171,14 +171,6 @@ export class Members {
     }
   }
 
-  /** An earlier leader may have made a node a learner in the place of its namesake, and not lived to make it a voter. */
-  resume(): void {
-    for (const nodeId of this.latest.learners) {
-      const known = this.driver.state.nodes.get(nodeId)
-      if (known !== undefined && this.options.isConnected(nodeId)) this.onWaiting({ nodeId, ...known })
-    }
-  }
-
   /** A node said who it is: where members are is part of the state. */
   onSeen(node: PeerNode): void {
     if (!this.driver.isServing || !this.all.has(node.nodeId) || this.noting.has(node.nodeId)) return
