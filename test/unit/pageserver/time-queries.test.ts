@@ -38,10 +38,12 @@ function timelineWith(merges: number) {
     get layers() {
       return layersOf()
     },
-    layerExtras: async (entry: LayerEntry) => {
-      const found = samples.filter(sample => sample.lsn > entry.lsnStart && sample.lsn <= entry.lsnEnd)
-      if (generation < merges) generation++
-      return { events: [], samples: found }
+    stack: {
+      extras: async (entry: LayerEntry) => {
+        const found = samples.filter(sample => sample.lsn > entry.lsnStart && sample.lsn <= entry.lsnEnd)
+        if (generation < merges) generation++
+        return { events: [], samples: found }
+      },
     },
   }
   return timeline as unknown as Timeline
@@ -56,7 +58,7 @@ t.test('a layer that was replaced is not passed over', async t => {
     t.same(await timeAtLsn(timelineWith(merges), 790 as Lsn), samples[7])
   }
   const restless = timelineWith(Number.POSITIVE_INFINITY)
-  Object.assign(restless, { layerExtras: async () => ({ events: [], samples: [] }) })
+  Object.assign(restless, { stack: { extras: async () => ({ events: [], samples: [] }) } })
   let asked = 0
   Object.defineProperty(restless, 'layers', { get: () => [layer(`always new ${asked++}`, 0, 8)] })
   await t.rejects(timeAtLsn(restless, 150 as Lsn), { kind: 'retry' } as unknown as Error)
