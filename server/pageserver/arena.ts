@@ -8,8 +8,9 @@
  * the other will come, so both take their bytes first from one atomic counter per arena: as long as the counter does not go
  * below zero, bottom and top cannot meet.
  *
- * A place in the memory is a *word*: its byte offset divided by 8, in 32 bits, so that 32 GiB can be addressed. Word 0 lies
- * in the control block and therefore serves as "nothing".
+ * A place in the memory is a *word*: its byte offset divided by 8. Word 0 lies in the control block and therefore serves as
+ * "nothing". All of it lies below 4 GiB: Node.js's Buffer.copy takes offsets in 32 bits, and beyond copies other bytes without
+ * a word.
  *
  * Arenas are counted references: redo holds its arena until it is linked, each memtable those that have any of its indexes.
  * An arena may belong to two memtables (one was frozen while it was half full), and is free again when the last of them has been flushed and
@@ -23,6 +24,14 @@ const FREE_BYTES = 0
 const TOP_BYTES = 1
 
 export const NO_WORD = 0
+
+/** Control block and arenas together. */
+const MEMORY_BYTES_MAX = 2 ** 32
+
+/** As many arenas of that size as there can be. */
+export function arenasMax(arenaBytes: number): number {
+  return Math.floor(MEMORY_BYTES_MAX / (arenaBytes + CONTROL_BYTES_PER_ARENA))
+}
 
 /** What workers need to know to use the memory. Structured-cloneable. */
 export interface ArenaGeometry {
@@ -46,6 +55,8 @@ export class ArenaMemory {
 
   static allocate(totalBytes: number, arenaBytes: number): ArenaMemory {
     const arenas = Math.max(3, Math.floor(totalBytes / arenaBytes))
+    if (arenas > arenasMax(arenaBytes))
+      throw new RangeError(`${arenas} arenas of ${arenaBytes} bytes: they must lie below 4 GiB`)
     const firstByte = arenas * CONTROL_BYTES_PER_ARENA
     const buffer = new SharedArrayBuffer(firstByte + arenas * arenaBytes)
     return new ArenaMemory({ buffer, arenaBytes, arenas, firstByte })

@@ -2,11 +2,12 @@
  * How a page server's memory is divided: pure arithmetic over `--memory`.
  *
  *     fixed      each thread's JavaScript heap and code, the main thread's, buffers of sockets
- *     arenas     redo that is in no layer yet, with its indexes
+ *     arenas     redo that is in no layer yet, with its indexes; 4 GiB at most
  *     cache      finished pages
  *     layers     per thread: indexes of open layer files and uncompressed blocks
  */
 import { invalidError } from '../shared/errors.ts'
+import { arenasMax } from './arena.ts'
 
 export const MEMORY_BYTES_MIN = 256 << 20
 
@@ -37,7 +38,8 @@ export function planMemory(memoryBytes: number, threads: number): MemoryPlan {
   const layerBytesPerThread = Math.floor(Math.min(24 * MIB, (memoryBytes * 0.1) / all))
   const large = memoryBytes - fixed - layerBytesPerThread * all
   const arenaBytes = memoryBytes >= 768 * MIB ? 16 * MIB : 8 * MIB
-  const arenaBytesTotal = Math.max(6 * arenaBytes, Math.floor((large * 0.5) / arenaBytes) * arenaBytes)
+  const arenas = Math.min(arenasMax(arenaBytes), Math.max(6, Math.floor((large * 0.5) / arenaBytes)))
+  const arenaBytesTotal = arenas * arenaBytes
   return {
     arenaBytes,
     arenaBytesTotal,

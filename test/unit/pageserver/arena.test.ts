@@ -1,5 +1,5 @@
 import t from 'tap'
-import { ArenaMemory, ArenaPool } from '../../../server/pageserver/arena.ts'
+import { ArenaMemory, ArenaPool, arenasMax } from '../../../server/pageserver/arena.ts'
 
 t.test('bottom and top never meet', async t => {
   const memory = ArenaMemory.allocate(3 << 16, 1 << 16)
@@ -44,4 +44,9 @@ t.test('arenas are counted, and an index may use the reserve', async t => {
   await waiting
   t.equal(pool.freeCount, 1)
   t.throws(() => pool.release(last), /released but free/)
+})
+
+t.test('there are no arenas beyond what Buffer.copy reaches', async t => {
+  t.throws(() => ArenaMemory.allocate(5 * 2 ** 30, 1 << 24), RangeError)
+  t.ok(arenasMax(1 << 24) * (1 << 24) > 4_000_000_000)
 })

@@ -3,7 +3,7 @@ import { planMemory } from '../../../server/pageserver/memory-plan.ts'
 
 const MIB = 1 << 20
 
-for (const memory of [256, 384, 512, 1024, 4096])
+for (const memory of [256, 384, 512, 1024, 4096, 16_384, 131_072])
   for (const threads of [1, 2, 4])
     t.test(`${memory} MiB and ${threads} threads`, async t => {
       const plan = planMemory(memory * MIB, threads)
@@ -11,6 +11,7 @@ for (const memory of [256, 384, 512, 1024, 4096])
         plan.arenaBytesTotal + plan.cacheBytes + plan.layerBytesPerThread * (threads + plan.backgroundThreads)
       t.ok(shared <= memory * MIB, `${shared / MIB} MiB are given out`)
       t.ok(plan.arenaBytesTotal >= 6 * plan.arenaBytes)
+      t.ok(plan.arenaBytesTotal < 2 ** 32, 'offsets in it have 32 bits')
       t.ok(plan.flushBytes * 2 < plan.arenaBytesTotal, 'one memtable fills while another is written')
     })
 
