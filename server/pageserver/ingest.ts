@@ -279,7 +279,7 @@ export class RedoIngest {
       const bytes = range.indexBytes || range.bytes + (range.bytes >>> 3) + INDEX_BYTES_EXTRA
       if (
         (this.#indexArena < 0 || !memory.take(this.#indexArena, bytes)) &&
-        !(this.#newIndexArena() && memory.take(this.#indexArena, bytes))
+        !(this.#newIndexArena(bytes) && memory.take(this.#indexArena, bytes))
       ) {
         this.#starve(range)
         return
@@ -288,11 +288,13 @@ export class RedoIngest {
     }
   }
 
-  #newIndexArena(): boolean {
+  /** For an index of so many bytes. */
+  #newIndexArena(bytes: number): boolean {
     const before = this.#indexArena
     if (before >= 0) this.#pool.release(before)
     const own = this.#arena
-    const ownHasRoom = own >= 0 && own !== before && this.#pool.memory.freeBytes(own) > SHARED_FREE_BYTES_MIN
+    const ownHasRoom =
+      own >= 0 && own !== before && this.#pool.memory.freeBytes(own) > Math.max(SHARED_FREE_BYTES_MIN, bytes)
     // An arena with indexes in it lives until they are in a layer, one with nothing but redo only until that is linked. So
     // the two lie apart, unless there is so little redo that one arena does for a long time.
     if (!(ownHasRoom && this.#unlinkedBytes + this.#reservedBytes <= QUIET_BYTES_MAX)) {

@@ -77,3 +77,38 @@ t.test('a timeline that ends amid its work gives back every arena', async t => {
     t.equal(pool.freeCount, pool.total, `after ${wait} ms`)
   }
 })
+
+t.test('an index that is too large for the arena of its redo gets another one', async t => {
+  const pool = new ArenaPool(memory)
+  const asked: number[] = []
+  // In the place of the workers: the third range has an index many times its size.
+  const table = {
+    threads: 2,
+    async run(_: 'indexRange', input: { indexArena: number; indexBytes: number }) {
+      asked.push(input.indexBytes)
+      if (asked.length !== 3) return { status: 'ok', header: 0, events: [], mtrs: 1, records: 1 }
+      memory.giveBack(input.indexArena, input.indexBytes)
+      return { status: 'no-room', bytes: 3 << 20 }
+    },
+  } as unknown as WorkerPool<Tasks>
+  let linked = 0
+  const ingest = new RedoIngest(pool, table, 16_384, 1000 as Lsn, {
+    link() {
+      linked++
+    },
+    stopped(error) {
+      throw error
+    },
+    starved() {},
+  })
+  // Two that leave the arena of the redo less than the third one's index needs, and the one of indexes as well.
+  for (const bytes of [3 << 20, 3300 << 10, 100 << 10]) {
+    t.ok(ingest.reserve(bytes))
+    ingest.commit(ingest.arrivedLsn, 0)
+    await new Promise(resolve => setTimeout(resolve, 1))
+  }
+  t.equal(linked, 3, `asked for ${asked}`)
+  t.ok(ingest.idle, 'nobody else would have given an arena back')
+  ingest.close()
+  t.equal(pool.freeCount, pool.total)
+})
