@@ -283,11 +283,12 @@ export class S3ObjectStore implements ObjectStore {
 
   async get(key: string): Promise<Buffer | undefined> {
     checkObjectKey(key)
-    return this.#requests.run(`getting ${key}`, 0, async (signal, number) => {
+    const seen: Seen = { isDamaged: false }
+    return this.#requests.run(`getting ${key}`, 0, async signal => {
       const reply = await this.#open(key, undefined, signal)
       if (reply === undefined) return undefined
       const bytes = await collect(reply)
-      this.#verify(key, reply, crc32c(bytes, 0, bytes.length), number)
+      this.#verify(key, reply, crc32c(bytes, 0, bytes.length), seen)
       return bytes
     })
   }
@@ -323,13 +324,14 @@ export class S3ObjectStore implements ObjectStore {
     let bytes: number | undefined
     try {
       const expected = await this.head(key)
+      const seen: Seen = { isDamaged: false }
       if (expected !== undefined)
-        bytes = await this.#requests.run(`getting ${key}`, expected, async (signal, number) => {
+        bytes = await this.#requests.run(`getting ${key}`, expected, async signal => {
           const reply = await this.#open(key, undefined, signal)
           if (reply === undefined) return undefined
           await file.truncate(0)
           const { written, crc } = await writeAll(reply, file)
-          this.#verify(key, reply, crc, number)
+          this.#verify(key, reply, crc, seen)
           return written
         })
       if (bytes !== undefined) await file.sync()
@@ -358,10 +360,13 @@ export class S3ObjectStore implements ObjectStore {
   }
 
   /** Objects that others put there have no sum of ours. What was damaged on its way comes whole the next time. */
-  #verify(key: string, reply: GetObjectCommandOutput, crc: number, attempt: number): void {
+  #verify(key: string, reply: GetObjectCommandOutput, crc: number, seen: Seen): void {
     const expected = reply.Metadata?.[CRC]
     if (expected === undefined || expected === hex(crc)) return
-    if (attempt === 0) throw new DamagedReply(`its CRC-32C is ${hex(crc)} instead of ${expected}`)
+    if (!seen.isDamaged) {
+      seen.isDamaged = true
+      throw new DamagedReply(`its CRC-32C is ${hex(crc)} instead of ${expected}`)
+    }
     throw corruptError(
       `object ${key} in ${this.description} does not match the CRC-32C that was stored with it (${hex(crc)} instead of ${expected}); restore it from a copy`,
     )
@@ -417,6 +422,11 @@ export class S3ObjectStore implements ObjectStore {
   #place(key: string): { Bucket: string; Key: string } {
     return { Bucket: this.#bucket, Key: this.#prefix + key }
   }
+}
+
+/** Of the attempts to get an object; one that failed otherwise says nothing about damage. */
+interface Seen {
+  isDamaged: boolean
 }
 
 function metadata(token: string, crc: number): Record<string, string> {

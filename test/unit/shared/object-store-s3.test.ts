@@ -100,6 +100,9 @@ t.test('contents that were damaged at rest or on the way are not taken', async t
   let gets = 0
   service.fault = method => (method === 'GET' && gets++ === 0 ? 'damaged' : undefined)
   t.equal((await store.get('k'))?.length, 5000, 'what was damaged on the way comes whole the next time')
+  gets = 0
+  service.fault = method => (method === 'GET' ? (['refused', 'damaged'] as const)[gets++] : undefined)
+  t.equal((await store.get('k'))?.length, 5000, 'also after an attempt that failed otherwise')
   service.fault = method => (method === 'GET' ? 'cut' : undefined)
   await t.rejects(store.getFile('k', copy), like({ kind: 'retry' }))
   t.notOk(existsSync(copy), 'half of a file is no file')
