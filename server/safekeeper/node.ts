@@ -470,29 +470,43 @@ export class CellNode {
     }
   }
 
-  /** A node that was added knows nobody yet but those it was told to ask: they say where the leader is. */
+  /**
+   * A node that was added knows nobody yet but those it was told to ask; one that was away may know a member by its name and not
+   * where it is, for that stands in entries that it has not applied, and the very one may lead. Whoever is reached says where the
+   * leader is.
+   */
   private async lookForLeader(member: Member): Promise<void> {
-    if (member.members.all.has(this.nodeId)) return
+    const { members, driver, cellId } = member
+    if (members.all.has(this.nodeId) && driver.leader !== undefined) return
     const { options } = this
-    for (const address of [...options.join, ...[...options.peers.values()], ...this.hints.values()]) {
-      if (formatAddress(address) === options.address()) continue
-      try {
-        const connection = await this.dial(address)
+    const known = [...members.all].map(id => driver.state.nodes.get(id)?.address ?? '').filter(Boolean)
+    const candidates = [
+      ...options.join,
+      ...options.peers.values(),
+      ...this.hints.values(),
+      ...known.map(parseAddress),
+    ]
+    const addresses = new Map(candidates.map(address => [formatAddress(address), address]))
+    addresses.delete(options.address())
+    await Promise.all(
+      [...addresses.values()].map(async address => {
+        let connection: Connection | undefined
         try {
+          connection = await this.dial(address)
           const { message } = await connection.request(
-            { type: MessageType.PeerHello, cellId: member.cellId, node: this.self },
+            { type: MessageType.PeerHello, cellId, node: this.self },
             { deadlineMs: PEER_DEADLINE_MS },
           )
           this.hints.set(nameOf(message.node.nodeId), address)
           if (message.leader !== '' && message.leaderAddress !== '')
             this.hints.set(nameOf(message.leader), parseAddress(message.leaderAddress))
+        } catch {
+          // Another one may know.
         } finally {
-          connection.close()
+          connection?.close()
         }
-      } catch {
-        // Another one may know.
-      }
-    }
+      }),
+    )
     this.aim()
   }
 

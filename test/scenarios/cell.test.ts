@@ -235,6 +235,33 @@ t.test('members are added, replaced and removed while redo is written', { timeou
   await same(cell, writer)
 })
 
+t.test(
+  'a member that was away finds a leader that came meanwhile, at an address it was never told',
+  async t => {
+    const cell = await TestCell.start(t)
+    const writer = await newWriter(t, cell)
+    await cell.startNode('d', { join: cell.list })
+    const address = formatAddress(cell.addresses.get('d')!)
+    const first = (await cell.leader()).name
+    const [old, away] = ['a', 'b', 'c'].filter(name => name !== first)
+    await askLeader(cell.list, { type: MessageType.MemberReplace, old: old!, name: 'd', address })
+    await cell.stop(old!)
+    await askLeader(cell.list, { type: MessageType.TransferLeadership, name: 'd' })
+    t.equal((await cell.leader()).name, 'd')
+    // It knows from its log that d is a member, but has applied nothing of it: without a leader it cannot tell what is committed.
+    await cell.stop(away!)
+    const { safekeeper } = await cell.startNode(away!)
+    const leader = () => safekeeper.node.status().leader.split('.')[0]
+    for (let i = 0; i < 1000 && leader() !== 'd'; i++) await new Promise(resolve => setTimeout(resolve, 10))
+    t.equal(leader(), 'd')
+    await cell.stop(first)
+    const at = writer.endLsn
+    await writer.append(at, chunk(at, 1000))
+    await writer.durable()
+    t.equal(writer.flushedLsn, at + 1000, 'and makes a quorum with it')
+  },
+)
+
 t.test('any node takes a request: it passes it on, or says where to go', { timeout: 60_000 }, async t => {
   const cell = await TestCell.start(t)
   const leader = await cell.leader()
