@@ -20,6 +20,7 @@ import { corruptError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/format.ts'
 import type { Progress } from '../shared/progress.ts'
 import { listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
+import { atOnce } from './at-once.ts'
 import { makeDdlRecoveryLog } from './ddl-recovery-log.ts'
 import { isInternallyPrepared, readUndoSegments, unprepare } from './dictionary/undo-segments.ts'
 import { DatadirError, explainSystemError } from './errors.ts'
@@ -261,17 +262,18 @@ class DatadirWriter {
         { items: large, count: LARGE_AT_ONCE },
         { items: small, count: SMALL_AT_ONCE },
       ],
-      space => this.#writeSpace(space),
+      this.#options.signal,
+      (space, signal) => this.#writeSpace(space, signal),
     )
   }
 
-  async #writeSpace(space: SpaceItem): Promise<void> {
+  async #writeSpace(space: SpaceItem, signal: AbortSignal): Promise<void> {
     const format = parseSpaceFlags(space.flags)
     if (space.space === 0) {
-      await this.#writeSystem(space, format)
+      await this.#writeSystem(space, format, signal)
       return
     }
-    await this.#writePages(this.#place(this.#spacePath(space)), space, format, 0, space.pages)
+    await this.#writePages(this.#place(this.#spacePath(space)), space, format, 0, space.pages, signal)
   }
 
   /** Tables with DATA DIRECTORY come to lie in the datadir like all others. */
@@ -289,14 +291,14 @@ class DatadirWriter {
     return inside
   }
 
-  async #writeSystem(space: SpaceItem, format: SpaceFormat): Promise<void> {
+  async #writeSystem(space: SpaceItem, format: SpaceFormat, signal: AbortSignal): Promise<void> {
     const files = systemFiles(space.name)
     let first = 0
     const described: string[] = []
     for (const file of files) {
       const pages = file.pages ?? space.pages - first
       if (pages <= 0) break
-      await this.#writePages(this.#place(file.name), space, format, first, first + pages)
+      await this.#writePages(this.#place(file.name), space, format, first, first + pages, signal)
       described.push(`${file.name}:${(pages * format.physicalSize) / 1024}K`)
       first += pages
     }
@@ -309,6 +311,7 @@ class DatadirWriter {
     format: SpaceFormat,
     from: number,
     to: number,
+    signal: AbortSignal,
   ): Promise<void> {
     await this.#directory(path)
     const size = format.physicalSize
@@ -330,7 +333,7 @@ class DatadirWriter {
         runBytes = 0
       }
       for await (const batch of fetchPages(this.#source, space.space, size, range(from, to))) {
-        this.#options.signal?.throwIfAborted()
+        signal.throwIfAborted()
         for (const { page, bytes, freed } of batch) {
           // Blank and free pages become holes.
           if (!bytes || freed || isZeroPage(bytes, size)) continue
@@ -367,10 +370,12 @@ class DatadirWriter {
 
   /** Several at a time: most of them are small, and each waits for the disk. */
   async writeFiles(items: readonly FileItem[]): Promise<void> {
-    await atOnce([{ items, count: FILES_AT_ONCE }], item => this.#writeFile(item))
+    await atOnce([{ items, count: FILES_AT_ONCE }], this.#options.signal, (item, signal) =>
+      this.#writeFile(item, signal),
+    )
   }
 
-  async #writeFile(item: FileItem): Promise<void> {
+  async #writeFile(item: FileItem, signal: AbortSignal): Promise<void> {
     const path = this.#place(item.path)
     await this.#directory(path)
     const file = await open(path, 'wx', FILE_MODE)
@@ -382,7 +387,7 @@ class DatadirWriter {
         lsn: this.#lsn,
         path: item.path,
       })) {
-        this.#options.signal?.throwIfAborted()
+        signal.throwIfAborted()
         await writeAll(file, [bulk], at)
         at += bulk.length
       }
@@ -432,30 +437,6 @@ class DatadirWriter {
     await syncDirectory(dirname(this.#out))
     this.bytes += LOG_START_OFFSET
   }
-}
-
-/**
- * Works through lists, each with a number of items at a time; after a failure nothing new is begun, and all have ended
- * before anybody removes what they write.
- */
-async function atOnce<T>(
-  lists: readonly { readonly items: readonly T[]; readonly count: number }[],
-  work: (item: T) => Promise<void>,
-): Promise<void> {
-  let failed = false
-  const worker = async (rest: T[]): Promise<void> => {
-    for (let item = rest.shift(); item !== undefined && !failed; item = rest.shift())
-      await work(item).catch(error => {
-        failed = true
-        throw error
-      })
-  }
-  const workers = lists.flatMap(({ items, count }) => {
-    const rest = [...items]
-    return Array.from({ length: Math.min(count, rest.length) }, () => worker(rest))
-  })
-  const failure = (await Promise.allSettled(workers)).find(result => result.status === 'rejected')
-  if (failure) throw failure.reason
 }
 
 function* range(from: number, to: number): Generator<number> {
