@@ -83,7 +83,8 @@ export function addClientOptions(command: Command): Command {
 /** Option parser for moments: ISO 8601; without a zone it is local time, as in SQL. Gives microseconds since 1970. */
 export function timeArgument(text: string): number {
   const ms = /^\d{4}-\d\d-\d\d/.test(text)
-    ? Date.parse(text.replace(/^(\d{4}-\d\d-\d\d) /, '$1T'))
+    ? // A date alone would be midnight in UTC.
+      Date.parse(text.replace(/^(\d{4}-\d\d-\d\d)(?: |$)/, '$1T').replace(/T$/, 'T00:00'))
     : Number.NaN
   if (Number.isNaN(ms))
     throw new InvalidArgumentError(

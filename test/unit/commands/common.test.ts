@@ -22,6 +22,13 @@ t.test('moments: with a zone as told, without one as local time', async t => {
   t.equal(timeArgument('2026-11-21T14:30:00Z'), Date.UTC(2026, 10, 21, 14, 30) * 1000)
   t.equal(timeArgument('2026-11-21T14:30:00.250+01:00'), Date.UTC(2026, 10, 21, 13, 30, 0, 250) * 1000)
   t.equal(timeArgument('2026-11-21 14:30:00'), new Date(2026, 10, 21, 14, 30).getTime() * 1000)
+  const { TZ } = process.env
+  process.env['TZ'] = 'Asia/Tokyo'
+  t.teardown(() => {
+    if (TZ === undefined) delete process.env['TZ']
+    else process.env['TZ'] = TZ
+  })
+  t.equal(timeArgument('2026-11-21'), Date.UTC(2026, 10, 20, 15) * 1000, 'a day begins at its own midnight')
   for (const bad of ['yesterday', '14:30', '2026-13-01T00:00:00Z', '1'])
     t.throws(() => timeArgument(bad), { code: 'commander.invalidArgument' })
 })
