@@ -23,6 +23,7 @@ import {
   readSpaceFormat,
   type SpaceFormat,
 } from '../../parser/space-flags.ts'
+import { type PalimpsestError, retryError } from '../shared/errors.ts'
 import { DatadirError, explainSystemError, isMissing } from './errors.ts'
 
 /** One file of a tablespace. All tablespaces have exactly one, but for the system tablespace, which may have several. */
@@ -137,11 +138,7 @@ export async function scanDatadir(datadir: string, options: ScanOptions = {}): P
   const bySpace = new Map<number, SpaceFile>()
   for (const space of spaces) {
     const other = bySpace.get(space.space)
-    if (other && (!options.live || (await areBoth(space, other))))
-      throw new DatadirError(
-        space.parts[0]!.path,
-        `has the same tablespace id ${space.space} as ${other.parts[0]!.path}; move the one that is not in use out of the datadir`,
-      )
+    if (other && (!options.live || (await areBoth(space, other)))) throw twiceError(space, other, options)
     if (space.format.logicalSize !== pageSize)
       throw new DatadirError(
         space.parts[0]!.path,
@@ -201,6 +198,13 @@ function refuseStrangers(root: string, names: readonly string[], withoutLog: boo
 
 async function isAbsent(path: string): Promise<boolean> {
   return await stat(path).then(() => false, isMissing)
+}
+
+/** Beside a running server it may pass: IMPORT TABLESPACE gives a file that was copied there an id of its own. */
+function twiceError(space: SpaceFile, other: SpaceFile, { live }: ScanOptions): PalimpsestError {
+  const { path } = space.parts[0]!
+  const message = `has the same tablespace id ${space.space} as ${other.parts[0]!.path}; move the one that is not in use out of the datadir`
+  return live ? retryError(`${path}: ${message}`) : new DatadirError(path, message)
 }
 
 /** Two files with one id are really there, other than while one is renamed: a copy, or what is to be imported. */
