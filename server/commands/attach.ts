@@ -35,11 +35,7 @@ export function registerAttach(program: Command): void {
         .addOption(newTimelineOption())
         .option('--once', 'stop when caught up with the end of the log', false)
         .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
-        .option(
-          '--same-server',
-          "the timeline's server has other Aria logs than before: go on with this datadir all the same",
-          false,
-        )
+        .addOption(sameServerOption())
         .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
         .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect, []),
     ),
@@ -115,6 +111,13 @@ export function newTimelineOption(): Option {
     '--id <ID>',
     'if the timeline is made: its id, 32 hexadecimal digits, for which a token was made (default: random)',
   ).argParser(timelineIdArgument)
+}
+
+export function sameServerOption(): Option {
+  return new Option(
+    '--same-server',
+    "the timeline's server has other Aria logs than before: go on with this datadir all the same",
+  ).default(false)
 }
 
 export function checkTimeline(name: string): void {

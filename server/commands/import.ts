@@ -3,7 +3,13 @@ import type { Command } from 'commander'
 import type { TimelineId } from '../../protocol/ids.ts'
 import { attach } from '../attach/attach.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import { checkTimeline, newTimelineOption, printAttachResult, withProgress } from './attach.ts'
+import {
+  checkTimeline,
+  newTimelineOption,
+  printAttachResult,
+  sameServerOption,
+  withProgress,
+} from './attach.ts'
 import { addClientOptions, type ClientOptions } from './common.ts'
 
 interface Options extends ClientOptions {
@@ -11,6 +17,7 @@ interface Options extends ClientOptions {
   timeline: string
   id?: TimelineId
   redo?: string
+  sameServer: boolean
 }
 
 export function registerImport(program: Command): void {
@@ -21,6 +28,7 @@ export function registerImport(program: Command): void {
       .requiredOption('--datadir <DIR>', 'the datadir; it is only read')
       .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
       .addOption(newTimelineOption())
+      .addOption(sameServerOption())
       .option('--redo <FILE>', "an ib_logfile0 with redo beyond the datadir's own checkpoint"),
   )
     .addHelpText(
@@ -45,6 +53,7 @@ Example:
           once: true,
           live: false,
           redoFile: options.redo,
+          sameServer: options.sameServer,
           progress,
         }),
       )
