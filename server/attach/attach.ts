@@ -12,7 +12,7 @@
  */
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
+import { LSN_MAX, type Lsn, type TimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import { type ImportKind, MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { refuseRunningServer } from '../datadir/running-server.ts'
 import { type DatadirScan, scanDatadir } from '../datadir/scan.ts'
@@ -27,7 +27,7 @@ import { type ImportJob, Imports } from './imports.ts'
 import { AttachMetrics, type AttachTotals, type SessionView } from './metrics.ts'
 import { type Cut, RedoPump } from './redo-pump.ts'
 import { RingTail, readCheckpoint, serverVersion, type TailStep } from './ring-tail.ts'
-import { checkNewestPages, checkServerIdentity, checkSomePages } from './same-history.ts'
+import { checkNewestPages, checkServerIdentity, checkSomePages, isReadableAt } from './same-history.ts'
 import { SideImports } from './side-imports.ts'
 import { SpaceTracker } from './space-tracker.ts'
 import {
@@ -36,8 +36,10 @@ import {
   findTimeline,
   openServers,
   openWriter,
+  refuseSuccessor,
   type ServerOptions,
   type Servers,
+  showTimeline,
 } from './timeline-link.ts'
 
 export interface AttachOptions extends ServerOptions {
@@ -99,14 +101,15 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   const metrics = options.metrics ?? new AttachMetrics()
   const { totals } = metrics
   let delay = RETRY_MS_MIN
-  let connectedOnce = false
+  /** Of the newest session. */
+  let epoch: WriterEpoch | undefined
   /** Of the newest session with which all imports were complete. */
   let complete: AttachResult | undefined
   for (;;) {
     let session: Session | undefined
     try {
-      session = await Session.open(options, totals, connectedOnce)
-      connectedOnce = true
+      session = await Session.open(options, totals, epoch)
+      epoch = session.epoch
       delay = RETRY_MS_MIN
       metrics.begin(session.view)
       return await session.run()
@@ -114,7 +117,7 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
       metrics.end()
       if (session !== undefined) complete = session.isImporting ? undefined : (session.complete ?? complete)
       if (options.signal?.aborted && complete !== undefined) return complete
-      if (options.signal?.aborted || !connectedOnce || !mayPass(error)) throw error
+      if (options.signal?.aborted || epoch === undefined || !mayPass(error)) throw error
       options.progress.message(
         `${(error as Error).message}; trying again in ${(delay / 1000).toFixed(1)} s`,
         { retryInMs: delay },
@@ -215,7 +218,6 @@ class Session {
       live: options.live,
       pageServer: servers.pageServer,
       timeline,
-      name: options.timeline,
       progress: options.progress,
       pump: this.#pump,
       tracker: this.#tracker,
@@ -241,7 +243,12 @@ class Session {
     })
   }
 
-  static async open(options: AttachOptions, totals: AttachTotals, again: boolean): Promise<Session> {
+  /** @param lastEpoch of this agent's session before */
+  static async open(
+    options: AttachOptions,
+    totals: AttachTotals,
+    lastEpoch: WriterEpoch | undefined,
+  ): Promise<Session> {
     const { datadir, live } = options
     // Before anything is made anywhere: is this a datadir that can be followed?
     if (!live)
@@ -251,7 +258,9 @@ class Session {
     const checkpoint = await readCheckpoint(ownLog)
     const servers = await openServers(options).catch(error => {
       // Addresses that were right before are right still: a server that starts up may not have all of its roles yet.
-      throw again && !options.signal?.aborted ? retryError((error as Error).message, error) : error
+      throw lastEpoch !== undefined && !options.signal?.aborted
+        ? retryError((error as Error).message, error)
+        : error
     })
     let writer: WalWriter | undefined
     try {
@@ -272,6 +281,7 @@ class Session {
           innodbPageSize: scan.pageSize,
           serverVersion: await serverVersion(path),
         }))
+      if (lastEpoch !== undefined) await refuseSuccessor(servers, timeline, lastEpoch)
       writer = await openWriter(options, timeline, reason =>
         options.progress.message(
           `the safekeepers do not take redo at present (${reason}); going on as soon as they do`,
@@ -390,6 +400,10 @@ class Session {
     return this.#result()
   }
 
+  get epoch(): WriterEpoch {
+    return this.#writer.epoch
+  }
+
   get isImporting(): boolean {
     return this.#imports.job !== undefined
   }
@@ -493,13 +507,12 @@ class Session {
     )
     this.#o.onState?.({ kind: 'overtaken', fromLsn: from, toLsn: to })
     await this.#ingested(from)
-    if (from >= this.#imports.readableFromLsn) {
-      const source = { pageServer: this.#servers.pageServer, timeline: this.#timeline, lsn: from }
-      await checkSomePages(
-        await scanDatadir(this.#o.datadir, { live: this.#o.live }),
-        source,
-        this.#o.timeline,
-      )
+    const { pageServer } = this.#servers
+    const status = await showTimeline(pageServer, this.#timeline)
+    // There is nothing to compare with where an earlier gap is not mended yet.
+    if (isReadableAt(status, from)) {
+      const scan = await scanDatadir(this.#o.datadir, { live: this.#o.live })
+      await checkSomePages(scan, { pageServer, status, lsn: from })
     }
     await this.#writer.skip(to)
     await this.#writer.durable()

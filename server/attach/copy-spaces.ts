@@ -30,7 +30,7 @@ export interface CopySpacesOptions {
 }
 
 /**
- * @param scan the first look
+ * @param scan the first look, after `tracker.beginScans`
  * @returns ids of the tablespaces that were seen
  * @throws PalimpsestError
  */

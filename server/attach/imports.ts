@@ -14,9 +14,10 @@ import type { Progress } from '../shared/progress.ts'
 import { copySpaces } from './copy-spaces.ts'
 import { PageImport } from './page-import.ts'
 import type { RedoPump } from './redo-pump.ts'
-import { UnchangedPages } from './same-history.ts'
+import { isReadableAt, UnchangedPages } from './same-history.ts'
 import type { SideImports } from './side-imports.ts'
 import type { SpaceTracker } from './space-tracker.ts'
+import { showTimeline } from './timeline-link.ts'
 
 /** What is to be imported next; a newer one replaces one that is not finished. */
 export interface ImportJob {
@@ -30,8 +31,6 @@ export interface ImportsOptions {
   readonly live: boolean
   readonly pageServer: Connection
   readonly timeline: TimelineId
-  /** Of the timeline, for messages. */
-  readonly name: string
   readonly progress: Progress
   readonly pump: RedoPump
   readonly tracker: SpaceTracker
@@ -136,12 +135,15 @@ export class Imports {
   async finish(): Promise<void> {
     while (this.#job) {
       const current = this.#job
+      this.#o.tracker.beginScans()
       try {
         await this.#copy(current.job, current.session)
         if (this.#job === current) this.#job = undefined
       } catch (error) {
         this.#check()
         if (this.#job === current || !current.abort.signal.aborted) throw error
+      } finally {
+        this.#o.tracker.endScans()
       }
     }
     await this.#o.side.idle()
@@ -196,9 +198,11 @@ export class Imports {
 
   /** Nothing of a repair counts before it is sure that it mends this timeline. */
   async #checkUnchanged({ afterLsn }: ImportJob): Promise<void> {
-    if (afterLsn === undefined || afterLsn < this.#readableFromLsn) return
-    const source = { pageServer: this.#o.pageServer, timeline: this.#o.timeline, lsn: afterLsn }
-    await this.#job?.unchanged?.check(source, this.#o.datadir, this.#o.name)
+    if (afterLsn === undefined) return
+    const { pageServer, timeline, datadir } = this.#o
+    const status = await showTimeline(pageServer, timeline)
+    if (isReadableAt(status, afterLsn))
+      await this.#job?.unchanged?.check({ pageServer, status, lsn: afterLsn }, datadir)
   }
 
   /** The LSN from which on the copied pages are right, with all of the redo up to it durable. */

@@ -10,7 +10,9 @@
  *      timeline must have a version of this page with this very LSN. Looked at when the agent begins, in the system and
  *      undo tablespaces, whose pages are always among the newest.
  *   3. In a repair, a page that did not change beyond the last LSN read, P, must be the one that the timeline has at P.
- *      (The file has everything up to a checkpoint beyond P.) Looked at before anything is written, and once more in the end.
+ *      (The file has everything up to a checkpoint beyond P.) But a page that was freed after P need not have been written
+ *      before (`buf_pool_t::release_freed_page`, buf0flu.cc): an older version in the file is judged by 2.
+ *      Looked at before anything is written, and once more in the end.
  *
  * 2 and 3 look at some pages only: the newest, where histories that parted differ most, and in 3 also a random choice.
  */
@@ -44,6 +46,22 @@ export interface PageAt {
   readonly space: number
   readonly page: number
   readonly lsn: Lsn
+}
+
+/** A timeline, as of the last LSN that was read from the server's log before a gap. */
+export interface HistoryAt {
+  readonly pageServer: Connection
+  /** As it is now. */
+  readonly status: TimelineStatus
+  readonly lsn: Lsn
+}
+
+/** Whether the timeline can be read at an LSN. */
+export function isReadableAt({ summary, gaps }: TimelineStatus, lsn: Lsn): boolean {
+  const { readableFromLsn, ingestedLsn } = summary
+  return (
+    lsn >= readableFromLsn && lsn <= ingestedLsn && !gaps.some(gap => lsn > gap.fromLsn && lsn < gap.toLsn)
+  )
 }
 
 function ariaUuid(control: Uint8Array): string | undefined {
@@ -106,11 +124,7 @@ export async function checkNewestPages(
   status: TimelineStatus,
   scan: DatadirScan,
 ): Promise<void> {
-  const { timeline, name, readableFromLsn, ingestedLsn } = status.summary
-  const isKnown = (lsn: Lsn): boolean =>
-    lsn >= readableFromLsn &&
-    lsn <= ingestedLsn &&
-    !status.gaps.some(gap => lsn > gap.fromLsn && lsn < gap.toLsn)
+  const { timeline, name, readableFromLsn } = status.summary
   if (readableFromLsn === LSN_MAX) return
   const newest: PageAt[] = []
   for (const space of scan.spaces) {
@@ -124,7 +138,7 @@ export async function checkNewestPages(
       for (let page = 0; (page + 1) * size <= bytes.length; page++) {
         const raw = bytes.subarray(page * size, (page + 1) * size)
         const lsn = pageLsn(raw)
-        if (!isKnown(lsn) || areas.some(area => page >= area.start && page < area.end)) continue
+        if (!isReadableAt(status, lsn) || areas.some(area => page >= area.start && page < area.end)) continue
         if (verifyPage(raw, space.format).ok && read4(raw, FIL_PAGE_OFFSET) === page)
           newest.push({ space: space.space, page, lsn })
       }
@@ -159,10 +173,10 @@ async function lsnsAt(
 
 /**
  * A first look, before a repair writes anything: at pieces of the files here and there, all of them if they are small.
- * @param source the timeline at the last LSN that was read from the server's log; its checkpoint is beyond it
+ * @param history its LSN must be one at which the timeline can be read; the server's checkpoint is beyond it
  * @throws PalimpsestError `invalid` if the datadir is of another history
  */
-export async function checkSomePages(scan: DatadirScan, source: PageSource, name: string): Promise<void> {
+export async function checkSomePages(scan: DatadirScan, history: HistoryAt): Promise<void> {
   const unchanged = new UnchangedPages()
   for (const piece of somePieces(scan)) {
     const { space, first } = pieceAt(scan, piece)
@@ -176,7 +190,7 @@ export async function checkSomePages(scan: DatadirScan, source: PageSource, name
         const page = first + i
         const raw = bytes.subarray(i * size, (i + 1) * size)
         const lsn = pageLsn(raw)
-        if (lsn === 0 || lsn > source.lsn || areas.some(area => page >= area.start && page < area.end))
+        if (lsn === 0 || lsn > history.lsn || areas.some(area => page >= area.start && page < area.end))
           continue
         if (read4(raw, FIL_PAGE_SPACE_ID) !== space.space || read4(raw, FIL_PAGE_OFFSET) !== page) continue
         if (verifyPage(raw, space.format).ok) unchanged.offer(space.space, page, lsn)
@@ -185,7 +199,7 @@ export async function checkSomePages(scan: DatadirScan, source: PageSource, name
       await reader.close()
     }
   }
-  await unchanged.check(source, scan.datadir, name)
+  await unchanged.check(history, scan.datadir)
 }
 
 const piecesOf = (space: SpaceFile): number => Math.ceil(space.pages / PIECE_PAGES)
@@ -234,16 +248,30 @@ export class UnchangedPages {
     this.#newest = this.#newest.slice(0, NEWEST_PAGES)
   }
 
-  /** @throws PalimpsestError `invalid` if one of them is not what the timeline has at `source.lsn` */
-  async check(source: PageSource, datadir: string, name: string): Promise<void> {
+  /** @throws PalimpsestError `invalid` if one of them is not of the timeline's history up to `history.lsn` */
+  async check(history: HistoryAt, datadir: string): Promise<void> {
     this.#trim()
+    const { pageServer, status, lsn } = history
+    const { timeline, name } = status.summary
     const bySpace = new Map<number, Map<number, PageAt>>()
     for (const at of [...this.#newest, ...this.#random]) {
       const pages = bySpace.get(at.space) ?? new Map<number, PageAt>()
       bySpace.set(at.space, pages.set(at.page, at))
     }
     for (const [space, pages] of bySpace)
-      for (const [page, lsn] of await lsnsAt(source, space, [...pages.keys()]))
-        if (lsn !== pages.get(page)!.lsn) throw partedError(datadir, name, pages.get(page)!, lsn)
+      for (const [page, found] of await lsnsAt({ pageServer, timeline, lsn }, space, [...pages.keys()])) {
+        const at = pages.get(page)!
+        if (found === at.lsn) continue
+        const parted = at.lsn > found ? found : await otherVersion(history, at)
+        if (parted !== undefined) throw partedError(datadir, name, at, parted)
+      }
   }
+}
+
+/** What the timeline has as of the page's own LSN, if it can tell and that is another version. */
+async function otherVersion({ pageServer, status }: HistoryAt, at: PageAt): Promise<Lsn | undefined> {
+  if (!isReadableAt(status, at.lsn)) return undefined
+  const { timeline } = status.summary
+  const found = (await lsnsAt({ pageServer, timeline, lsn: at.lsn }, at.space, [at.page])).get(at.page)
+  return found === at.lsn ? undefined : found
 }

@@ -85,8 +85,13 @@ export class SideImports {
     this.#run(async () => {
       for (const file of found) await session.copy(file)
       // Their newest page tells from where on they are right.
-      await session.end(session.maxPageLsn > lsn ? session.maxPageLsn : lsn, exist)
+      const readableFromLsn = session.maxPageLsn > lsn ? session.maxPageLsn : lsn
+      await session.end(readableFromLsn, exist)
       this.#o.onImported(session.pages)
+      progress.message(
+        `copied ${session.pages} pages of ${found.map(file => file.name).join(', ')}; readable from LSN ${readableFromLsn}`,
+        { spaces: found.map(file => file.space), pages: session.pages, readableFromLsn },
+      )
     })
   }
 

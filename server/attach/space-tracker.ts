@@ -27,14 +27,25 @@ export class SpaceTracker {
   /** Where the log created them, and last renamed them. */
   readonly #created = new Map<number, Lsn>()
   readonly #renamed = new Map<number, Lsn>()
+  /** What the log deleted while datadirs are scanned. */
+  #deleted: Set<number> | undefined
   readonly #cursor = new RecordCursor()
   /** Named by the last mini-transaction, which ended at `#suspectLsn`, and not created yet. */
   #suspects: FileEvent[] = []
   #suspectLsn = -1
 
-  /** These tablespaces are in the timeline. */
+  /** These tablespaces are in the timeline, unless they were deleted since `beginScans`. */
   know(spaces: Iterable<number>): void {
-    for (const space of spaces) this.#known.add(space)
+    for (const space of spaces) if (!this.#deleted?.has(space)) this.#known.add(space)
+  }
+
+  /** A scan takes a moment, and what it saw may be deleted by its end: from here on, `know` does not bring that back. */
+  beginScans(): void {
+    this.#deleted = new Set()
+  }
+
+  endScans(): void {
+    this.#deleted = undefined
   }
 
   /** The file of a tablespace, if the log named it. */
@@ -81,11 +92,14 @@ export class SpaceTracker {
         if (event.kind === 'create' || event.kind === 'modify') this.#names.set(event.space, event.name)
         else if (event.kind === 'rename') this.#names.set(event.space, event.newName)
         else if (event.kind === 'delete') this.#names.delete(event.space)
+        // DISCARD TABLESPACE deletes what IMPORT TABLESPACE brings back under the same id.
+        if (event.kind !== 'delete' && event.kind !== 'checkpoint') this.#deleted?.delete(event.space)
         if (event.kind === 'create') {
           this.#known.add(event.space)
           this.#created.set(event.space, lsn)
         } else if (event.kind === 'delete') {
           this.#known.delete(event.space)
+          this.#deleted?.add(event.space)
           this.#created.delete(event.space)
           this.#renamed.delete(event.space)
         } else if (event.kind === 'rename') {

@@ -6,9 +6,10 @@ import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial } from '../../protocol/dial.ts'
-import { type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
+import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
+import { fencedError } from '../shared/errors.ts'
 import { silentLog } from '../shared/log.ts'
 import { WalWriter } from '../shared/log-client.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
@@ -52,12 +53,11 @@ export async function findTimeline(
 ): Promise<TimelineStatus | undefined> {
   const all = await listTimelines(pageServer)
   const summary = all.find(timeline => timeline.name === name || timeline.timeline === name)
-  if (!summary) return undefined
-  const { message } = await pageServer.request({
-    type: MessageType.TimelineShow,
-    timeline: summary.timeline,
-    name: '',
-  })
+  return summary && (await showTimeline(pageServer, summary.timeline))
+}
+
+export async function showTimeline(pageServer: Connection, timeline: TimelineId): Promise<TimelineStatus> {
+  const { message } = await pageServer.request({ type: MessageType.TimelineShow, timeline, name: '' })
   return message
 }
 
@@ -98,19 +98,41 @@ export async function createTimeline(servers: Servers, wanted: NewTimeline): Pro
   return timeline
 }
 
+/** What this process is called as a writer. */
+function writerName(): string {
+  const host = hostname()
+    .replace(/[^\x21-\x7e]/g, '?')
+    .slice(0, 80)
+  return `attach@${host}:${process.pid}`
+}
+
+/**
+ * An agent that lost its connection may not have heard yet that another one has taken over: it does not take it back.
+ * @param epoch of its last writer
+ * @throws PalimpsestError `fenced` if the timeline has a newer writer that is another one
+ */
+export async function refuseSuccessor(
+  { safekeeper }: Servers,
+  timeline: TimelineId,
+  epoch: WriterEpoch,
+): Promise<void> {
+  const { message } = await safekeeper.request({ type: MessageType.WalState, timeline })
+  if (message.epoch > epoch && message.writer !== writerName())
+    throw fencedError(
+      `"${message.name}" has a newer writer, ${message.writer} (epoch ${message.epoch}): this agent stops`,
+    )
+}
+
 /** Becomes the timeline's writer; whoever was it before is refused from now on. */
 export function openWriter(
   options: ServerOptions,
   timeline: TimelineId,
   onHeldUp: (reason: string) => void,
 ): Promise<WalWriter> {
-  const host = hostname()
-    .replace(/[^\x21-\x7e]/g, '?')
-    .slice(0, 80)
   return WalWriter.open({
     safekeepers: options.connect,
     timeline,
-    name: `attach@${host}:${process.pid}`,
+    name: writerName(),
     log: silentLog,
     dial: { security: options.security },
     signal: options.signal,

@@ -148,7 +148,7 @@ t.test('a ring that overtakes the reader: what changed is imported again', { ski
   agent.signal('SIGCONT')
   const overtaken = await agent.saw(/has overtaken the reader/)
   await agent.saw(/importing the pages that changed/)
-  await agent.saw(/^imported .*$/)
+  await agent.saw(/^imported /, { after: overtaken })
   await insert()
   await verifyClean(t, cluster, server)
   t.equal((await agent.stop())['overtaken'], 1)
@@ -239,6 +239,53 @@ t.test('a second agent takes over, and the first one stops', { skip }, async t =
   await second.stop()
 })
 
+t.test(
+  'an agent that was cut off meanwhile does not take back what a second one follows',
+  { skip },
+  async t => {
+    const server = await MariadbServer.create(t)
+    const cluster = await Cluster.start(t)
+    const first = cluster.attach(t, server.datadir, 'db')
+    await first.saw('following')
+    first.signal('SIGSTOP')
+    await cluster.kill9()
+    await cluster.restart()
+    const second = cluster.attach(t, server.datadir, 'db')
+    await second.saw('following')
+    first.signal('SIGCONT')
+    t.equal(await first.exited, 1)
+    t.match(first.stderr, /has a newer writer, attach@/)
+    await server.sql('CREATE DATABASE more')
+    await verifyClean(t, cluster, server)
+    await second.stop()
+  },
+)
+
+t.test('a ring that overtakes the reader again before it has repaired', { skip }, async t => {
+  const server = await MariadbServer.create(t, { logFileSizeBytes: 4 << 20, bufferPoolBytes: 16 << 20 })
+  const cluster = await Cluster.start(t)
+  await server.sql('CREATE DATABASE ring')
+  await server.sql('CREATE TABLE ring.t (id INT AUTO_INCREMENT PRIMARY KEY, v VARCHAR(300), KEY (v))')
+  const race = async (): Promise<void> => {
+    const end = (await server.currentLsn()) + (12 << 20)
+    while ((await server.currentLsn()) < end)
+      await server.sql('INSERT INTO ring.t (v) SELECT REPEAT(MD5(RAND(seq)), 8) FROM ring.seq_1_to_2000')
+  }
+  const first = cluster.attach(t, server.datadir, 'db')
+  await first.saw('following')
+  first.signal('SIGSTOP')
+  await race()
+  first.signal('SIGCONT')
+  await first.saw(/has overtaken the reader/)
+  await first.kill9()
+  // Wherever the first one stopped, its repair has not ended.
+  await race()
+  const second = cluster.attach(t, server.datadir, 'db')
+  await second.saw('following')
+  await verifyClean(t, cluster, server)
+  t.ok(Number((await second.stop())['overtaken']) >= 1)
+})
+
 t.test('other undo tablespaces after a restart, which no record of the log names', { skip }, async t => {
   const server = await MariadbServer.create(t, { installArgs: undoTruncationArgs })
   const cluster = await Cluster.start(t)
@@ -275,6 +322,7 @@ t.test('IMPORT TABLESPACE: content that is in no log', { skip }, async t => {
     'moved',
   )
   await agent.saw(/is not in the redo log \(IMPORT TABLESPACE\)/)
+  await agent.saw(/^copied [1-9]\d* pages of .*target/)
   await server.script('INSERT INTO target SELECT id + 100000, v FROM source LIMIT 500', 'moved')
   await verifyClean(t, cluster, server)
   await agent.stop()
@@ -300,6 +348,7 @@ t.test('IMPORT TABLESPACE of two more, one right after the other', { skip }, asy
     'moved',
   )
   await agent.saw(/is not in the redo log \(IMPORT TABLESPACE\)/)
+  await agent.saw(/^copied [1-9]\d* pages of .*target/)
   await server.script(
     'CREATE TABLE second LIKE source; ALTER TABLE second DISCARD TABLESPACE; CREATE TABLE third LIKE source; ALTER TABLE third DISCARD TABLESPACE;',
     'moved',
@@ -318,6 +367,7 @@ INSERT INTO third SELECT id + 100000, v FROM source LIMIT 500;
 `,
     'moved',
   )
+  for (const name of ['second', 'third']) await agent.saw(new RegExp(`^copied [1-9]\\d* pages of .*${name}`))
   await server.script('INSERT INTO target SELECT id + 100000, v FROM source LIMIT 500', 'moved')
   await verifyClean(t, cluster, server)
   await agent.stop()

@@ -184,13 +184,20 @@ export class AttachAgent {
     t.teardown(() => this.kill9())
   }
 
-  /** Waits for an event, by its name, or by what its message says. */
-  async saw(name: string | RegExp, timeoutMs = 120_000): Promise<Record<string, unknown>> {
+  /**
+   * Waits for an event, by its name, or by what its message says.
+   * @param after an event that was seen: only those that came after it count
+   */
+  async saw(
+    name: string | RegExp,
+    { after, timeoutMs = 120_000 }: { after?: Record<string, unknown>; timeoutMs?: number } = {},
+  ): Promise<Record<string, unknown>> {
+    const from = after ? this.events.indexOf(after) + 1 : 0
     const matches = (event: Record<string, unknown>): boolean =>
       typeof name === 'string' ? event['event'] === name : name.test(String(event['message'] ?? ''))
     const deadline = performance.now() + timeoutMs
     for (;;) {
-      const found = this.events.find(matches)
+      const found = this.events.slice(from).find(matches)
       if (found) return found
       if (this.#child.exitCode !== null || this.#child.signalCode !== null || performance.now() > deadline)
         throw new Error(

@@ -1,5 +1,5 @@
 // Tables that are renamed while a datadir is copied.
-import { mkdirSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { FIL_PAGE_SPACE_ID, read4 } from '../../../parser/page-format.ts'
@@ -26,9 +26,11 @@ interface Copied {
 async function copy(
   datadir: string,
   onFirst: (tracker: SpaceTracker) => void,
+  onCaughtUp: (tracker: SpaceTracker) => void = () => {},
 ): Promise<Copied & { spaces: number[] }> {
   const copied: Copied = { names: new Map(), ids: new Map() }
   const tracker = new SpaceTracker()
+  tracker.beginScans()
   const pageServer = {
     async request(message: { type: number; space: number; name: string }, options?: { bulk: Uint8Array[] }) {
       if (message.type === MessageType.ImportSpace) {
@@ -56,7 +58,7 @@ async function copy(
     session,
     startLsn: START,
     tracker,
-    caughtUp: async () => {},
+    caughtUp: async () => onCaughtUp(tracker),
     signal: new AbortController().signal,
   })
   await session.drained()
@@ -112,4 +114,21 @@ t.test('what a scan met under neither name is found as the redo says that it was
     setTimeout(() => fakeDatadir(datadir, { 'aa/after.ibd': table(50) }), 60)
   })
   t.strictSame([...ids.get(50)!], [50])
+})
+
+t.test('what comes and goes between a look and the redo is not waited for', async t => {
+  const datadir = fakeDatadir(t.testdir(), { 'shop/a.ibd': table(10) })
+  const { ids } = await copy(
+    datadir,
+    tracker => {
+      fakeDatadir(datadir, { 'shop/short.ibd': table(60) })
+      tell(tracker, RecordType.FILE_CREATE, 60, './shop/short.ibd')
+    },
+    tracker => {
+      if (!existsSync(join(datadir, 'shop/short.ibd'))) return
+      rmSync(join(datadir, 'shop/short.ibd'))
+      tell(tracker, RecordType.FILE_DELETE, 60, './shop/short.ibd')
+    },
+  )
+  t.notOk(ids.has(60))
 })

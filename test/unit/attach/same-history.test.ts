@@ -9,6 +9,7 @@ import {
   checkNewestPages,
   checkServerIdentity,
   checkSomePages,
+  isReadableAt,
   UnchangedPages,
 } from '../../../server/attach/same-history.ts'
 import { scanDatadir } from '../../../server/datadir/scan.ts'
@@ -93,23 +94,21 @@ t.test('pages that a repair finds unchanged must be those of the timeline', asyn
   const dir = fakeDatadir(t.testdir(), { 'd/t.ibd': fakeSpace({ space: 5, pages: 40, lsn: 25_000 }) })
   const scan = await scanDatadir(dir)
   const lsnOf = (space: number, page: number): number => (space === 5 ? 25_000 : 20_000) + page
-  const source = (of: typeof lsnOf) => ({
+  const history = (of: (space: number, page: number, at: Lsn) => number) => ({
     pageServer: pageServer(of),
-    timeline: TIMELINE,
+    status,
     lsn: toLsn(25_030),
   })
-  await checkSomePages(scan, source(lsnOf), 'db')
+  await checkSomePages(scan, history(lsnOf))
   // Pages beyond the LSN say nothing.
   await checkSomePages(
     scan,
-    source((space, page) => (space === 5 && page > 30 ? 7 : lsnOf(space, page))),
-    'db',
+    history((space, page) => (space === 5 && page > 30 ? 7 : lsnOf(space, page))),
   )
   await t.rejects(
     checkSomePages(
       scan,
-      source((space, page) => (page === 17 ? 7 : lsnOf(space, page))),
-      'db',
+      history((space, page) => (page === 17 ? 7 : lsnOf(space, page))),
     ),
     {
       message: /page 17 of tablespace \d was changed at LSN 2\d017, .*it has LSN 7 there/,
@@ -120,14 +119,53 @@ t.test('pages that a repair finds unchanged must be those of the timeline', asyn
   for (let page = 0; page < 100_000; page++) unchanged.offer(5, page, toLsn(1000 + page))
   const asked = new Set<number>()
   await unchanged.check(
-    source((_space, page) => {
+    history((_space, page) => {
       asked.add(page)
       return 1000 + page
     }),
     dir,
-    'db',
   )
   t.ok(asked.size >= 1024 && asked.size <= 1536, 'a bounded number')
   for (let page = 99_488; page < 100_000; page++)
     if (!asked.has(page)) t.fail(`page ${page} is one of the newest`)
+})
+
+t.test(
+  'a page that was freed since is not written any more: an older version of it proves nothing',
+  async t => {
+    const dir = fakeDatadir(t.testdir(), { 'd/t.ibd': fakeSpace({ space: 5, pages: 40, lsn: 25_000 }) })
+    const scan = await scanDatadir(dir)
+    const at = toLsn(25_090)
+    /** Page 17 was changed again, and freed after the last LSN that was read. */
+    const history = (before: number) => ({
+      pageServer: pageServer((space, page, lsn) =>
+        space === 5 && page === 17 ? (lsn === at ? 25_080 : before) : (space === 5 ? 25_000 : 20_000) + page,
+      ),
+      status,
+      lsn: at,
+    })
+    await checkSomePages(scan, history(25_017))
+    await t.rejects(checkSomePages(scan, history(25_016)), {
+      kind: 'invalid',
+      message: /page 17 of tablespace 5 was changed at LSN 25017, .*it has LSN 25016 there/,
+    })
+
+    const unchanged = new UnchangedPages()
+    unchanged.offer(5, 17, toLsn(15_500))
+    await unchanged.check(history(7), dir)
+    t.pass('in a gap there is nothing to compare with')
+  },
+)
+
+t.test('where a timeline can be read', async t => {
+  const open = { ...status, gaps: [...status.gaps, { fromLsn: toLsn(20_000), toLsn: LSN_MAX }] }
+  const readable = (lsn: number, of = status): boolean => isReadableAt(of as TimelineStatus, toLsn(lsn))
+  t.strictSame(
+    [9999, 10_000, 15_000, 15_001, 15_999, 16_000, 30_000, 30_001].map(lsn => readable(lsn)),
+    [...[false, true, true, false, false, true, true, false]],
+  )
+  t.strictSame(
+    [20_000, 20_001].map(lsn => readable(lsn, open as TimelineStatus)),
+    [true, false],
+  )
 })

@@ -69,3 +69,23 @@ t.test('the next chunk decides about the last mini-transaction of one', async t 
   const other = chunk(OTHER)
   t.match(imported.inspect(other.bytes, next, other.fileMtrs), [{ at: 0, spaces: [{ space: 8 }] }])
 })
+
+t.test('a scan that is older than a deletion does not bring the tablespace back', async t => {
+  const tracker = new SpaceTracker()
+  const say = (type: number): void => {
+    const { bytes, fileMtrs } = chunk(mtr([type, 5, './d/t.ibd']), OTHER)
+    tracker.inspect(bytes, LSN, fileMtrs)
+  }
+  tracker.know([5])
+  tracker.beginScans()
+  say(FILE_DELETE)
+  tracker.know([5])
+  t.notOk(tracker.knows(5))
+  // DISCARD and IMPORT TABLESPACE: the same id once more.
+  say(FILE_MODIFY)
+  t.ok(tracker.knows(5))
+  say(FILE_DELETE)
+  tracker.endScans()
+  tracker.know([5])
+  t.ok(tracker.knows(5))
+})
