@@ -84,6 +84,8 @@ export async function answerFetch(
   if (message.cellId !== cellId)
     throw invalidError(`this safekeeper is in cell ${cellId}, not in ${message.cellId || 'none'}`)
   const { first, last, bytesMax } = message
+  // Before it is read: of what is applied meanwhile it is not told here which is void.
+  const { appliedIndex } = log
   const found = await log.readOwn(
     first as LogIndex,
     last as LogIndex,
@@ -94,7 +96,7 @@ export async function answerFetch(
     if (payload.length > 0) payloads.push(payload)
     return { isVoid, entry: { ...entry, payloadBytes: payload.length } satisfies PeerEntry }
   })
-  const { beginIndex, appliedIndex } = log
+  const { beginIndex } = log
   return { reply: { type: MessageType.PeerFetched, beginIndex, appliedIndex, entries }, payloads }
 }
 

@@ -7,7 +7,7 @@
  */
 
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
-import { internalError, invalidError, refreshError, retryError } from '../../shared/errors.ts'
+import { internalError, invalidError, refreshError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Clock, Disk } from '../../shared/seams.ts'
 import type { EntryId, EntryRun, LogIndex, Term } from '../core/types.ts'
@@ -22,6 +22,7 @@ import { PACK_AT_ONCE, PACK_WHEN_QUIET, type PackPolicy } from './pack-policy.ts
 import { boundaryInPacks, seekInPacks } from './pack-search.ts'
 import { inlinePackRunner, type PackRunner } from './packer.ts'
 import { type NeededFrom, Packing } from './packing.ts'
+import { readAround, readHere } from './read-around.ts'
 import { ReadWindows } from './read-windows.ts'
 import type { Damage, EntryVisitor } from './recovery.ts'
 import { type EntrySource, LogRepair } from './repair.ts'
@@ -30,7 +31,7 @@ import { CELL_SEGMENT_BYTES_DEFAULT } from './segment-file.ts'
 import type { TermList } from './term-list.ts'
 import { TimelineCursor } from './timeline-cursor.ts'
 import { TimelineIndex } from './timeline-index.ts'
-import { isDamage, type LogUnit } from './unit-check.ts'
+import type { LogUnit } from './unit-check.ts'
 
 export type { EntryKind, LogEntry } from './entry.ts'
 export type { Damage } from './recovery.ts'
@@ -351,7 +352,8 @@ export class CellLog {
         if (good !== 0) return good === -1 ? entries : entries.slice(0, good)
       } catch (error) {
         // A file that was packed or trimmed while we read may hold anything by now.
-        if (unit !== undefined && !unit.retired) return this.#readAround(unit, from, to, bytesMax, error)
+        if (unit !== undefined && !unit.retired)
+          return readAround(this.#files, this.#repair, unit, { from, to, bytesMax }, error)
         if (attempt >= READ_ATTEMPTS_MAX) throw error
       }
       if (attempt >= READ_ATTEMPTS_MAX)
@@ -359,48 +361,14 @@ export class CellLog {
     }
   }
 
-  /** The entries before those that are damaged; if the first one is, what others have in its place. */
-  async #readAround(
-    unit: LogUnit,
-    from: LogIndex,
-    to: number,
-    bytesMax: number,
-    error: unknown,
-  ): Promise<LogEntry[]> {
-    const told = this.#files.damaged(unit, error)
-    if (!isDamage(error) || told === error) throw told
-    for (let last = to; last > from; ) {
-      last = from + Math.floor((last - from) / 2)
-      try {
-        return await unit.read(from, last, bytesMax)
-      } catch (again) {
-        if (!isDamage(again)) throw again
-      }
-    }
-    return this.#repair.fetch(from, Math.min(to, unit.lastIndex), bytesMax)
-  }
-
   /**
    * The same from this disk alone, and only what is written: for others that have lost it. `isVoid` is right for entries that are
-   * applied.
+   * applied before.
    */
   async readOwn(from: LogIndex, last: LogIndex, bytesMax: number): Promise<PackEntry[]> {
-    const unit = from <= this.#base.index ? undefined : this.#files.find(from)
-    if (unit === undefined) return []
-    const to = Math.min(last, unit.lastIndex)
-    try {
-      const entries =
-        unit instanceof PackFile
-          ? await unit.readAll(from, to, bytesMax)
-          : (await unit.read(from, to, bytesMax)).map(entry => ({
-              ...entry,
-              isVoid: this.#voids.includes(entry.index),
-            }))
-      return entries.filter(entry => this.#terms.termAt(entry.index) === entry.term)
-    } catch (error) {
-      if (unit.retired) throw retryError(`the log's files have just changed: ask again`)
-      throw this.#files.damaged(unit, error)
-    }
+    if (from <= this.#base.index) return []
+    const entries = await readHere(this.#files, new Set(this.#voids), from, last, bytesMax)
+    return entries.filter(entry => this.#terms.termAt(entry.index) === entry.term)
   }
 
   /** Has damage repaired with what these others have; whom to ask first first. `isNeeded`: whether anybody wants this redo. */

@@ -325,12 +325,14 @@ export class PackFile {
     this.#readers++
     try {
       this.#reading ??= this.#disk.open(this.#path, 'read')
+      const opening = this.#reading
       this.#cache.opened(this)
-      return await read(sourceOf(this.#path, await this.#reading))
-    } catch (error) {
-      // A file that could not be opened is tried again next time.
-      if ((error as NodeJS.ErrnoException).code !== undefined) this.#reading = undefined
-      throw error
+      const file = await opening.catch((error: unknown) => {
+        // Tried again next time.
+        if (this.#reading === opening) this.#reading = undefined
+        throw error
+      })
+      return await read(sourceOf(this.#path, file))
     } finally {
       this.#readers--
       if (this.#readers === 0 && this.#retired) void this.close()

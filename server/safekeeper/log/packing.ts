@@ -52,6 +52,8 @@ export class Packing {
   #hurried = 0
   #running: Promise<void> | undefined
   #closed = false
+  /** The last run ended with an error. */
+  #failed = false
   #neededFrom: NeededFrom | undefined
   /** Packs that go further are kept as they are, whoever needs them. */
   #dropThrough = Number.POSITIVE_INFINITY
@@ -82,11 +84,14 @@ export class Packing {
     })
   }
 
-  /** Does all there is, now; resolves when that is done. */
+  /** Does all there is, now; resolves when that is done, or cannot be (a full disk). */
   async idle(): Promise<void> {
     this.#hurried++
     try {
-      for (this.kick(); this.#running !== undefined; this.kick()) await this.#running
+      for (this.kick(); this.#running !== undefined; this.kick()) {
+        await this.#running
+        if (this.#failed) return
+      }
     } finally {
       this.#hurried--
     }
@@ -105,6 +110,7 @@ export class Packing {
   }
 
   async #run(): Promise<void> {
+    this.#failed = false
     try {
       while (!this.#closed && this.#isTime()) {
         const did = (await this.#packSegment()) || (await this.#repack())
@@ -113,6 +119,7 @@ export class Packing {
     } catch (error) {
       if (this.#closed) return
       // A full disk, mostly. The next segment or trim tries again.
+      this.#failed = true
       this.lastError = (error as Error).message
       this.#options.files.log.warn({ err: error }, 'packing the log failed; it is tried again later')
     }

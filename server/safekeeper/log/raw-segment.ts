@@ -263,7 +263,13 @@ export class RawSegment {
     this.#readers++
     try {
       this.#reading ??= this.#disk.open(this.path, 'read')
-      return await read(await this.#reading)
+      const opening = this.#reading
+      const file = await opening.catch((error: unknown) => {
+        // Tried again next time.
+        if (this.#reading === opening) this.#reading = undefined
+        throw error
+      })
+      return await read(file)
     } finally {
       this.#readers--
       if (this.#readers === 0 && this.#retired) this.#closeReading()

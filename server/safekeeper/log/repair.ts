@@ -65,6 +65,8 @@ export interface RepairOptions {
 
 interface Suspect {
   readonly error: Error
+  /** It was looked through, and counted. */
+  isFound: boolean
   dueMs: number
   againMs: number
   /** Everybody was asked, and nobody has it: why. */
@@ -108,15 +110,21 @@ export class LogRepair {
     if (this.sources().length === 0) return error
     let suspect = this.#suspects.get(unit)
     if (suspect === undefined) {
-      suspect = { error, dueMs: 0, againMs: AGAIN_MS_MIN, hopeless: '', said: '' }
+      suspect = { error, isFound: false, dueMs: 0, againMs: AGAIN_MS_MIN, hopeless: '', said: '' }
       this.#suspects.set(unit, suspect)
       this.#options.files.log.error({ err: error }, 'part of the log does not read back: it is repaired')
-      this.#running ??= this.#run().finally(() => {
-        this.#running = undefined
-      })
+      this.#start()
     }
     if (suspect.hopeless !== '') return corruptError(`${error.message}; ${suspect.hopeless}`)
     return retryError(`${error.message}; it is being repaired: ask again, or another safekeeper`)
+  }
+
+  #start(): void {
+    this.#running ??= this.#run().finally(() => {
+      this.#running = undefined
+      // What was found while it was ending.
+      if (!this.#closed && this.#suspects.size > 0) this.#start()
+    })
   }
 
   /**
@@ -140,7 +148,8 @@ export class LogRepair {
         const { entries, isVoid } = await source.fetch(first as LogIndex, last as LogIndex, bytesMax)
         const good: LogEntry[] = []
         let why = 'it does not have them'
-        for (const entry of entries) {
+        // What goes beyond what was asked for, nobody waits for.
+        for (const entry of entries.slice(0, last - first + 1)) {
           const fault =
             this.#faultOf(entry, first + good.length) ??
             (wantsVoids && isVoid(entry.index) === undefined ? 'it does not know which are void' : undefined)
@@ -225,7 +234,8 @@ export class LogRepair {
       cleared(unit)
       return 'well'
     }
-    if (suspect.said === '') this.found++
+    if (!suspect.isFound) this.found++
+    suspect.isFound = true
     if (!(unit instanceof PackFile)) {
       // Packs come first, so all before it must be packs; and a pack tells what is void, which only applying tells.
       if (unit.lastIndex > appliedIndex()) return 'later'
@@ -255,7 +265,22 @@ export class LogRepair {
     const { disk } = files
     const target = join(files.dir, 'repair.tmp')
     await disk.remove(target)
-    const file = await disk.open(target, 'create')
+    try {
+      await this.#write(unit, bad, target)
+      const made = await PackFile.open(disk, target, cache)
+      const { damage } = await checkUnit(disk, made.pack, async () => {})
+      if (damage !== undefined) throw damage
+      return made
+    } catch (error) {
+      await disk.remove(target)
+      throw error
+    }
+  }
+
+  async #write(unit: LogUnit, bad: readonly IndexRange[], target: string): Promise<void> {
+    const { files } = this.#options
+    const file = await files.disk.open(target, 'create')
+    // Closed once: its number may be another file's by then.
     try {
       const { firstIndex, lastIndex, prevTerm } = unit
       const builder = new PackBuilder({
@@ -283,15 +308,8 @@ export class LogRepair {
       builder.finish()
       await flush()
       await file.datasync()
+    } finally {
       await file.close()
-      const made = await PackFile.open(disk, target, cache)
-      const { damage } = await checkUnit(disk, made.pack, async () => {})
-      if (damage !== undefined) throw damage
-      return made
-    } catch (error) {
-      await file.close()
-      await disk.remove(target)
-      throw error
     }
   }
 

@@ -244,3 +244,132 @@ t.test('the packer meets damage, and goes on when it is repaired', async t => {
   await rig.log.close()
   await other.log.close()
 })
+
+t.test('a pack that does not read back either: its file is closed once, and it is made again', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined)
+  const made = await filled(entries, undefined)
+  await made.log.close()
+  const { disk } = made
+  const open = disk.open.bind(disk)
+  const closed: string[] = []
+  disk.open = async (path, how) => {
+    const file = await open(path, how)
+    let isOpen = true
+    const close = async () => {
+      if (!isOpen) closed.push(path)
+      isOpen = false
+    }
+    return { ...file, close }
+  }
+  const rig = await openLog(disk, { appliedTo: 160 })
+  const [path] = files(disk, /\.pack$/)
+  disk.content(path!)[200]! ^= 4
+  let spoilt = 0
+  disk.hook = (operation, name) => {
+    if (operation === 'datasync' && name.endsWith('repair.tmp') && spoilt++ === 0)
+      disk.content(name)[200]! ^= 4
+  }
+  rig.log.repairFrom(
+    () => [source('b', other.log)],
+    () => true,
+  )
+  t.same(await entriesOf(rig.log, 1, 160), entries)
+  await settled(rig.log)
+  t.ok(spoilt > 1)
+  t.match(rig.log.stats(), { damagedFiles: 0, damagesFound: 1, damagesRepaired: 1 })
+  t.same(closed, [], 'a file number that was given out again is not closed')
+  await rig.log.close()
+  await other.log.close()
+})
+
+t.test('reads that fail keep no file open but one', async t => {
+  const made = await filled(someEntries(), undefined)
+  await made.log.close()
+  const { disk } = made
+  const open = disk.open.bind(disk)
+  let opened = 0
+  let isBad = false
+  disk.open = async (path, how) => {
+    opened++
+    const file = await open(path, how)
+    return {
+      ...file,
+      read: (target, position) =>
+        isBad
+          ? Promise.reject(Object.assign(new Error('EIO'), { code: 'EIO' }))
+          : file.read(target, position),
+      close: async () => {
+        opened--
+      },
+    }
+  }
+  const { log } = await openLog(disk, { appliedTo: 160 })
+  const before = opened
+  isBad = true
+  for (let i = 0; i < 5; i++) await t.rejects(entriesOf(log, 1, 160), like({ message: 'EIO' }))
+  t.ok(opened - before <= 1, `${opened - before} were opened for one file`)
+  isBad = false
+  await log.close()
+  t.equal(opened, 0)
+})
+
+t.test('void entries that a node tells another of, packed while they are read', async t => {
+  const entries = someEntries()
+  const made = await filled(entries, 'off', index => index === 5)
+  await made.log.close()
+  const { log, disk, events } = await openLog(made.disk, {
+    appliedTo: 160,
+    packPolicy: { quietBytesPerSecond: 0, rawBytesMax: 1e12, rowsMax: 1e12 } as never,
+  })
+  // A read that begins before the segment is packed, and ends when the list of void entries has been cut down.
+  const open = disk.open.bind(disk)
+  const { promise: goOn, resolve } = Promise.withResolvers<void>()
+  disk.open = async (path, how) => {
+    const file = await open(path, how)
+    if (how !== 'read' || !path.endsWith('.seg')) return file
+    disk.open = open
+    return {
+      ...file,
+      read: async (target, position) => {
+        const got = await file.read(target, position)
+        await goOn
+        return got
+      },
+    }
+  }
+  const read = log.readOwn(1 as never, 10 as never, 1e6)
+  await new Promise(setImmediate)
+  await log.packed()
+  const next = redo(161, 9, T1, 1e6, 10)
+  await appendAndFlush(log, events, [next])
+  log.applied(next, true)
+  await log.settleApplied()
+  resolve()
+  t.same(
+    (await read).filter(({ isVoid }) => isVoid).map(({ index }) => index),
+    [5],
+  )
+  await log.close()
+})
+
+t.test('packing on a full disk comes to an end', async t => {
+  const made = await filled(someEntries(), 'off')
+  await made.log.close()
+  let jobs = 0
+  const { log } = await openLog(made.disk, {
+    appliedTo: 160,
+    packs: {
+      run: async () => {
+        if (++jobs > 50) return new Promise(() => {})
+        await new Promise(setImmediate)
+        throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' })
+      },
+      close: async () => {},
+    } as never,
+  })
+  await log.packed()
+  t.ok(jobs <= 2, `${jobs} jobs`)
+  t.match(log.stats(), { packError: 'ENOSPC' })
+  await log.close()
+})
