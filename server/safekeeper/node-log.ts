@@ -21,7 +21,7 @@ export interface NodeLog {
   /** Snapshots that are there, ascending; the log reaches all of them. */
   readonly kept: EntryId[]
   /** The oldest was lost to damage: see Snapshots.lostOldest. */
-  readonly lostOldest: boolean
+  readonly lostOldest: LogIndex | undefined
 }
 
 export interface NodeLogOptions {
@@ -70,7 +70,7 @@ export async function openNodeLog(options: NodeLogOptions): Promise<NodeLog> {
     if (opened.log.termAt(last.index) === last.term) break
     beyond.unshift(kept.pop()!)
   }
-  const lostOldest = lost.length > 0 && lost[0]!.index <= (kept[0]?.index ?? 0)
+  const lostOldest = lost.find(({ index }) => index <= (kept[0]?.index ?? 0))?.index
   if (beyond.length === 0) return { ...opened, state: newest, kept, lostOldest }
   logger.warn(
     { lastIndex: opened.log.lastIndex, snapshots: beyond, base },
@@ -92,11 +92,14 @@ export async function openNodeLog(options: NodeLogOptions): Promise<NodeLog> {
 }
 
 interface LostSnapshot {
-  readonly index: number
+  readonly index: LogIndex
   readonly error: Error
 }
 
-/** Those that can be read, and the state of the newest; the others are removed if there is one to go on with. */
+/**
+ * Those that can be read, and the state of the newest; the others are removed if there is one to go on with, but for the oldest: see
+ * Snapshots.lostOldest.
+ */
 async function loadSnapshots({
   files,
   logger,
@@ -116,7 +119,8 @@ async function loadSnapshots({
   if (kept.length > 0)
     for (const { index, error } of lost) {
       logger.warn({ err: error }, 'a damaged snapshot of the cell is given up for others')
-      await files.removeSnapshot(index as LogIndex)
+      const isOldest = index === lost[0]!.index && index < kept[0]!.index
+      if (!isOldest) await files.removeSnapshot(index)
     }
   return { kept, newest, lost }
 }
@@ -158,7 +162,7 @@ async function beginEmpty(options: NodeLogOptions): Promise<NodeLog> {
   await CellLog.create(open, { index: 0 as LogIndex, term: 0 as Term })
   for (const index of await files.listSnapshots()) await files.removeSnapshot(index)
   const opened = await openLog(options, 0, false)
-  return { ...opened, state: first(), kept: [], lostOldest: false }
+  return { ...opened, state: first(), kept: [], lostOldest: undefined }
 }
 
 async function openLog(

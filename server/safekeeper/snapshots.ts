@@ -32,8 +32,11 @@ export class Snapshots {
   private bytesSince = 0
   private lastBytes = 0
   private turn: Promise<unknown> = Promise.resolve()
-  /** The oldest was lost to damage: until no redo is needed below the one after it, none may be sent. */
-  lostOldest = false
+  /**
+   * The oldest was lost to damage: until no redo is needed below the one after it, none may be sent. Its file stays until then, so that
+   * the next start knows it too.
+   */
+  lostOldest: LogIndex | undefined
   /** The cell is to have a backup, whether or not it has agreed on one yet: until then nothing is given up. */
   awaitsBackup = false
 
@@ -106,7 +109,7 @@ export class Snapshots {
       await this.files.saveSnapshot(last.index, bytes)
       const old = this.kept.filter(snapshot => snapshot.index !== last.index)
       this.kept = [last]
-      this.lostOldest = false
+      await this.forgetLost()
       this.firstNeeded.clear()
       this.bytesSince = 0
       for (const { index } of old) await this.files.removeSnapshot(index)
@@ -125,9 +128,9 @@ export class Snapshots {
           lost.push(index)
         }
       if (lost.length === 0) return lost
-      if (lost.includes(this.kept[0]!.index)) this.lostOldest = true
+      if (lost.includes(this.kept[0]!.index)) this.lostOldest ??= this.kept[0]!.index
       this.kept = this.kept.filter(({ index }) => !lost.includes(index))
-      for (const index of lost) await this.files.removeSnapshot(index)
+      for (const index of lost) if (index !== this.lostOldest) await this.files.removeSnapshot(index)
       return lost
     })
     // The next start is to begin where it would have.
@@ -135,11 +138,18 @@ export class Snapshots {
     return lost.map(index => `snapshot-${index}.json`)
   }
 
+  private async forgetLost(): Promise<void> {
+    const { lostOldest } = this
+    if (lostOldest === undefined) return
+    this.lostOldest = undefined
+    if (!this.kept.some(({ index }) => index === lostOldest)) await this.files.removeSnapshot(lostOldest)
+  }
+
   /** What a member gets that needs what is trimmed: the oldest. */
   toSend(): Promise<{ last: EntryId; bytes: Uint8Array }> {
     return this.exclusive(async () => {
       const last = this.kept[0]
-      if (this.lostOldest)
+      if (this.lostOldest !== undefined)
         throw retryError(
           'the snapshot of the cell that a member may be sent was damaged on this disk; there is another one when consumers have gone on',
         )
@@ -157,7 +167,7 @@ export class Snapshots {
       let keep = 0
       while (keep + 1 < this.kept.length && this.kept[keep + 1]!.index < lowest) keep++
       const first = this.kept[keep]
-      if (first !== undefined && first.index < lowest) this.lostOldest = false
+      if (first !== undefined && first.index < lowest) await this.forgetLost()
       const keepFrom =
         first !== undefined && first.index < lowest ? ((first.index + 1) as LogIndex) : this.log.beginIndex
       await this.log.trim({

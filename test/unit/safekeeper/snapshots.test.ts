@@ -3,9 +3,20 @@ import t from 'tap'
 import { CellState } from '../../../server/safekeeper/cell-state.ts'
 import type { EntryId, LogIndex, Term } from '../../../server/safekeeper/core/types.ts'
 import { NodeFiles } from '../../../server/safekeeper/node-files.ts'
+import { openNodeLog } from '../../../server/safekeeper/node-log.ts'
 import { Snapshots } from '../../../server/safekeeper/snapshots.ts'
 import { silentLog } from '../../../server/shared/log.ts'
-import { appendAndFlush, createLog, entriesOf, openLog, redo, T1 } from '../../support/cell-log-rig.ts'
+import { nodeClock } from '../../../server/shared/node-seams.ts'
+import {
+  appendAndFlush,
+  createLog,
+  entriesOf,
+  LOG_DIR,
+  openLog,
+  redo,
+  SEGMENT_BYTES,
+  T1,
+} from '../../support/cell-log-rig.ts'
 
 const like = (shape: object) => shape as Error
 
@@ -56,6 +67,38 @@ t.test('snapshots that rot are given up; the oldest is not replaced by one that 
   disk.content('/data/snapshot-5.json')[7]! ^= 1
   t.same(await snapshots.check(at(30)), ['snapshot-5.json'])
   await t.rejects(snapshots.toSend(), like({ kind: 'retry', message: /damaged on this disk/ }))
-  t.same(await files.listSnapshots(), [20, 30], 'one of the state as it is was taken instead')
+  t.same(await files.listSnapshots(), [5, 20, 30], 'one of the state as it is was taken instead')
   await log.close()
+  // What was damaged stays: a node that starts must not take the next one for the oldest.
+  for (let start = 0; start < 2; start++) {
+    const found = await openNodeLog({
+      files,
+      logger: silentLog,
+      open: {
+        disk,
+        clock: nodeClock,
+        dir: LOG_DIR,
+        log: silentLog,
+        segmentBytes: SEGMENT_BYTES,
+        reserveBytes: 0,
+        packs: 'off',
+        onFatal: error => t.fail(error),
+      },
+      first: () => at(0),
+      self: 'b.0000000000000002',
+      isRecovering: false,
+      recover: () => Promise.reject(new Error('no reason')),
+    })
+    t.same([found.kept.map(({ index }) => index), found.lostOldest], [[20, 30], 5])
+    const again = new Snapshots(files, found.log, found.kept, silentLog)
+    again.lostOldest = found.lostOldest
+    await t.rejects(again.toSend(), like({ kind: 'retry' }))
+    // The log has no timeline that needs anything: the next one may be sent.
+    if (start === 1) {
+      await again.trim(at(30), 30 as LogIndex)
+      t.equal((await again.toSend()).last.index, 30)
+      t.same(await files.listSnapshots(), [30])
+    }
+    await found.log.close()
+  }
 })
