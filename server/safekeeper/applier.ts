@@ -32,6 +32,8 @@ export class Applier {
   /** Entries are being read from disk. */
   private reading = false
   private stopped = false
+  /** The log is being emptied in favour of a snapshot. */
+  private installing = false
   private waiters: { readonly index: number; readonly run: () => void }[] = []
 
   constructor(options: ApplierOptions) {
@@ -54,8 +56,14 @@ export class Applier {
     this.applyCommitted()
   }
 
+  /** A snapshot is about to take the place of the log: what it held is not applied any more. */
+  beginInstall(): void {
+    this.installing = true
+  }
+
   /** A snapshot takes the place of all that was applied. */
   install(state: CellState): void {
+    this.installing = false
     this.state_ = state
     this.commit_ = state.last.index
   }
@@ -79,7 +87,7 @@ export class Applier {
   }
 
   private applyCommitted(): void {
-    if (this.reading || this.stopped) return
+    if (this.reading || this.stopped || this.installing) return
     while (this.state_.last.index < this.commit_) {
       const entry = this.options.cache.get(this.state_.last.index + 1)
       if (entry === undefined) {
@@ -93,17 +101,22 @@ export class Applier {
 
   private async applyFromDisk(): Promise<void> {
     this.reading = true
+    const state = this.state_
+    // What is read of a log that was closed or emptied meanwhile means nothing, nor what fails.
+    const isOver = () => this.stopped || this.installing || this.state_ !== state
     try {
-      while (this.state_.last.index < this.commit_ && !this.stopped) {
+      while (this.state_.last.index < this.commit_ && !isOver()) {
         const from = (this.state_.last.index + 1) as LogIndex
         const entries = await this.read(from)
-        // A snapshot may have been installed meanwhile.
+        if (isOver()) break
         for (const entry of entries) if (entry.index === this.state_.last.index + 1) this.apply(entry)
         this.wake()
       }
     } catch (error) {
-      this.options.onFatal(toPalimpsestError(error, 'applying what is committed'))
-      return
+      if (!isOver()) {
+        this.options.onFatal(toPalimpsestError(error, 'applying what is committed'))
+        return
+      }
     } finally {
       this.reading = false
     }

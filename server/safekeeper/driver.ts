@@ -118,6 +118,7 @@ export class Driver {
   private writable_ = true
   private failure: Error | undefined
   private stopped = false
+  private stopReason: PalimpsestError | undefined
 
   constructor(options: DriverOptions) {
     this.options = options
@@ -195,6 +196,11 @@ export class Driver {
     return this.role_ === 'leader' && this.state.last.term === this.term_
   }
 
+  /** Why nothing is taken any more. */
+  private get ended(): Error | undefined {
+    return this.failure ?? this.stopReason
+  }
+
   /** Why this node has ended. */
   get failed(): Error | undefined {
     return this.failure
@@ -243,6 +249,7 @@ export class Driver {
   /** No further events. What is under way is not waited for. */
   stop(reason: PalimpsestError): void {
     this.stopped = true
+    this.stopReason = reason
     this.applier.stop()
     this.failAll(reason)
   }
@@ -254,7 +261,7 @@ export class Driver {
    * no longer: then it is not known what became of it. All proposals of one turn are one.
    */
   propose(draft: Draft): Promise<Applied> {
-    if (this.failure !== undefined) return Promise.reject(this.failure)
+    if (this.ended !== undefined) return Promise.reject(this.ended)
     const applied = this.proposals.add(draft)
     this.scheduleDrafts()
     return applied
@@ -290,6 +297,7 @@ export class Driver {
 
   /** Resolves when the state holds all that was committed anywhere when it was called. Rejects (retry) if that cannot be known. */
   async readBarrier(): Promise<void> {
+    if (this.ended !== undefined) throw this.ended
     const id = this.nextReadId++
     const ready = new Promise<void>((resolve, reject) => this.reads.set(id, { resolve, reject }))
     this.dispatch({ type: 'read', id })
@@ -491,9 +499,12 @@ export class Driver {
         }
         return undefined
       case 'readReady': {
-        const read = this.reads.get(effect.id)
-        this.reads.delete(effect.id)
-        if (read !== undefined) this.applier.whenApplied(effect.index, read.resolve)
+        // It stays in the list until then: what ends this leader ends it too.
+        const { id } = effect
+        this.applier.whenApplied(effect.index, () => {
+          this.reads.get(id)?.resolve()
+          this.reads.delete(id)
+        })
         return undefined
       }
       case 'readRefused':
@@ -521,6 +532,7 @@ export class Driver {
 
   private async install(last: EntryId, bytes: Uint8Array): Promise<void> {
     await this.options.keepSnapshot(last, bytes)
+    this.applier.beginInstall()
     await this.log.reset(last)
     this.cache.reset(last.index)
     this.applier.install(CellState.decode(bytes))

@@ -328,3 +328,13 @@ t.test('a folder of an earlier release, or of another node', async t => {
   for (const name of ['/data/node.json', '/data/node-copy.json']) other.content(name)[20]! ^= 1
   await t.rejects(boot(other), like({ kind: 'corrupt', message: /node.json/ }))
 })
+
+t.test('a node that was stopped answers nothing, and leaves nobody waiting', async t => {
+  const { node, timelines, epoch } = await newTimeline(t, new MemoryDisk())
+  const before = append(timelines, epoch, START, 100)
+  node.driver.stop(retryError('it stops'))
+  await t.rejects(before, like({ kind: 'retry', message: /it stops/ }))
+  await t.rejects(append(timelines, epoch, START, 100), like({ kind: 'retry', message: /it stops/ }))
+  await t.rejects(node.driver.readBarrier(), like({ kind: 'retry', message: /it stops/ }))
+  await t.rejects(timelines.list(), like({ kind: 'retry' }))
+})
