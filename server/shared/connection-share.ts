@@ -14,6 +14,9 @@ import type { Channel, Connect } from './leader-scout.ts'
 
 interface Shared {
   readonly opening: Promise<Connection>
+  connection: Connection | undefined
+  /** Gives up the dialling, when nobody waits for it any more. */
+  readonly abandon: AbortController
   readonly leases: Set<Lease>
   /** Those that hold a lease, or wait for one. */
   users: number
@@ -36,14 +39,13 @@ export class ConnectionShare {
     const key = formatAddress(address)
     const shared = this.shared.get(key) ?? this.begin(key, address, how)
     shared.users++
-    const connection = await shared.opening
-    if (signal?.aborted) {
-      this.released(key, shared, connection)
-      throw toPalimpsestError(signal.reason, 'connecting was aborted')
-    }
+    const connection = await orAborted(shared.opening, signal).catch((error: unknown) => {
+      this.released(key, shared)
+      throw error
+    })
     const lease = new Lease(connection, () => {
       shared.leases.delete(lease)
-      this.released(key, shared, connection)
+      this.released(key, shared)
     })
     if (connection.closed.aborted) lease.lost(connection.closed.reason)
     else shared.leases.add(lease)
@@ -51,25 +53,44 @@ export class ConnectionShare {
   }
 
   private begin(key: string, address: Address, options: DialOptions): Shared {
-    const shared: Shared = { opening: this.open(address, options), leases: new Set(), users: 0 }
+    const abandon = new AbortController()
+    const opening = this.open(address, { ...options, signal: abandon.signal })
+    const shared: Shared = { opening, connection: undefined, abandon, leases: new Set(), users: 0 }
     this.shared.set(key, shared)
     const lost = (reason: unknown): void => {
       if (this.shared.get(key) === shared) this.shared.delete(key)
       for (const lease of shared.leases) lease.lost(reason)
       shared.leases.clear()
     }
-    shared.opening.then(
-      ({ closed }) => closed.addEventListener('abort', () => lost(closed.reason), { once: true }),
-      lost,
-    )
+    shared.opening.then(connection => {
+      const { closed } = connection
+      shared.connection = connection
+      // All that waited for it have left.
+      if (abandon.signal.aborted) connection.close()
+      closed.addEventListener('abort', () => lost(closed.reason), { once: true })
+    }, lost)
     return shared
   }
 
   /** The last one turns off the light. */
-  private released(key: string, shared: Shared, connection: Connection): void {
+  private released(key: string, shared: Shared): void {
     if (--shared.users > 0) return
     if (this.shared.get(key) === shared) this.shared.delete(key)
-    connection.close()
+    shared.abandon.abort(retryError('nobody waits for this connection any more'))
+    shared.connection?.close()
+  }
+}
+
+/** Nobody who has found a better node waits until this one's deadline. */
+async function orAborted<T>(promise: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
+  if (!signal) return promise
+  const { promise: aborted, reject } = Promise.withResolvers<never>()
+  const abort = () => reject(toPalimpsestError(signal.reason, 'connecting was aborted'))
+  signal.addEventListener('abort', abort, { once: true })
+  try {
+    return await Promise.race([promise, aborted])
+  } finally {
+    signal.removeEventListener('abort', abort)
   }
 }
 

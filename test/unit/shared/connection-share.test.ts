@@ -100,3 +100,35 @@ t.test('nobody there', async t => {
     like({ kind: 'retry' }),
   )
 })
+
+t.test(
+  'one that finds a better node does not wait for one that hangs; the last one ends the dialling',
+  async t => {
+    const dials: AbortSignal[] = []
+    const share = new ConnectionShare((_, { signal }) => {
+      dials.push(signal!)
+      return new Promise((_, reject) => {
+        signal!.addEventListener('abort', () => reject(signal!.reason))
+      })
+    })
+    const address = { host: '127.0.0.1', port: 1 }
+    const [a, b] = [new AbortController(), new AbortController()]
+    const ofA = share.connect(address, { signal: a.signal })
+    const ofB = share.connect(address, { signal: b.signal })
+    a.abort(new Error('another one leads'))
+    await t.rejects(ofA, like({ message: /another one leads/ }))
+    t.same(
+      dials.map(({ aborted }) => aborted),
+      [false],
+      'the other still waits for it',
+    )
+    b.abort(new Error('another one leads'))
+    await t.rejects(ofB, like({ message: /another one leads/ }))
+    t.equal(dials[0]!.aborted, true)
+    const c = new AbortController()
+    const ofC = share.connect(address, { signal: c.signal })
+    t.equal(dials.length, 2, 'dialled anew')
+    c.abort(new Error('enough'))
+    await t.rejects(ofC)
+  },
+)
