@@ -86,6 +86,15 @@ export class Imports {
 
   /** Begins an import. The redo is at rest while this runs, so that none beyond the start LSN comes before it. */
   async begin(job: ImportJob): Promise<void> {
+    const begun = this.#begin(job)
+    this.#begun = begun
+    await begun
+  }
+
+  /** The last beginning: who was stopped by it waits to see what took his place. */
+  #begun: Promise<void> | undefined
+
+  async #begin(job: ImportJob): Promise<void> {
     this.#job?.abort.abort()
     const abort = new AbortController()
     const unchanged = job.afterLsn === undefined ? undefined : new UnchangedPages()
@@ -140,6 +149,7 @@ export class Imports {
         await this.#copy(current.job, current.session)
         if (this.#job === current) this.#job = undefined
       } catch (error) {
+        await this.#begun
         this.#check()
         if (this.#job === current || !current.abort.signal.aborted) throw error
       } finally {
