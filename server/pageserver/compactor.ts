@@ -110,7 +110,9 @@ export class Compactor {
       await this.#timeline.saveCatalogue()
       return true
     }
-    if (this.#timeline.committedLsn - this.#timeline.ingestedLsn > BEHIND_BYTES) {
+    const { committedLsn, ingestedLsn, ingest } = this.#timeline
+    // One that has stopped will not catch up, and is still read.
+    if (!ingest.isStopped && committedLsn - ingestedLsn > BEHIND_BYTES) {
       const waiting = manifest.current.layers.filter(layer => layer.level === 0).length
       if (waiting < LEVEL0_HARD) {
         await delay(POSTPONE_MS)

@@ -48,11 +48,13 @@ export async function findCell(options: BootstrapOptions): Promise<Seed | undefi
   if (others.length === 0 && join.length === 0) return { cellId: options.newCellId(), members: [self] }
   /** Leaders that were named by others. */
   const hinted = new Map<string, Address>()
+  /** Why each did not answer, when it was last said. */
+  const reasons = new Map<string, string>()
   let said = ''
   for (let waitMs = AGAIN_MS_MIN; !stop.aborted; waitMs = Math.min(waitMs * 1.5, AGAIN_MS_MAX)) {
     const asked = await Promise.all(
       [...others.map(([, address]) => address), ...join, ...hinted.values()].map(address =>
-        ask(options, address),
+        ask(options, address, reasons),
       ),
     )
     if (stop.aborted) return undefined
@@ -91,7 +93,11 @@ export async function findCell(options: BootstrapOptions): Promise<Seed | undefi
   return undefined
 }
 
-async function ask(options: BootstrapOptions, address: Address): Promise<PeerHelloReply | undefined> {
+async function ask(
+  options: BootstrapOptions,
+  address: Address,
+  reasons: Map<string, string>,
+): Promise<PeerHelloReply | undefined> {
   let connection: Connection | undefined
   try {
     connection = await options.dial(address)
@@ -102,9 +108,12 @@ async function ask(options: BootstrapOptions, address: Address): Promise<PeerHel
     return message
   } catch (error) {
     const { kind, message } = toPalimpsestError(error)
+    const peer = formatAddress(address)
+    if (reasons.get(peer) === message) return undefined
+    reasons.set(peer, message)
     // A wrong token or certificate does not pass by itself.
     const say = kind === 'retry' ? options.log.debug : options.log.warn
-    say.call(options.log, { peer: formatAddress(address), kind, reason: message }, 'peer not reached')
+    say.call(options.log, { peer, kind, reason: message }, 'peer not reached')
     return undefined
   } finally {
     connection?.close()
