@@ -1,25 +1,15 @@
 /**
  * The consensus core: `step(state, event) → effects`. No I/O, no clock, no chance but what comes in; the same events give the same
- * effects. docs/consensus.md tells the rules; types.ts what comes in and goes out; election.ts, follower.ts, leader.ts and
- * membership.ts are the rules; state.ts is what they share.
+ * effects. docs/consensus.md tells the rules; types.ts what comes in and goes out; election.ts, follower.ts,
+ * leader.ts with replication.ts, transfer.ts and membership.ts are the rules; state.ts is what they share.
  */
 import { CoreError } from './core-error.ts'
 import { countOwnVote, onLeaderLost, onTimeoutNow, onVote, onVoteReply, tickElection } from './election.ts'
 import { acknowledgeFlushed, onAppend, onInstalled, onSnapshot, refuseOld } from './follower.ts'
-import {
-  handOver,
-  onAppendReply,
-  onOwnFlushed,
-  onPeerLost,
-  onPropose,
-  onRead,
-  onTransfer,
-  pump,
-  stepDown,
-  tickLeader,
-} from './leader.ts'
+import { onAppendReply, onOwnFlushed, onPropose, onRead, tickLeader } from './leader.ts'
 import { onChange } from './membership.ts'
 import type { CoreStatus } from './progress.ts'
+import { onPeerLost, pump } from './replication.ts'
 import {
   advanceApplied,
   becomeFollower,
@@ -32,6 +22,7 @@ import {
   tellRole,
 } from './state.ts'
 import { createRuns, lastTerm, termAt, trimRuns } from './term-runs.ts'
+import { handOver, onTransfer, stepDown } from './transfer.ts'
 import {
   CORE_TIMING,
   type CoreEvent,

@@ -1,19 +1,19 @@
 /**
- * A leader's side of replication: what goes to whom, what is committed, reads, handing over. docs/consensus.md, "Appends" and
+ * A node that leads: how it begins, what it takes, what is committed by the others' answers, and reads. docs/consensus.md, "Appends" and
  * "Reading".
  */
 import { settleMembership } from './membership.ts'
+import { becomeProbe, becomeReplicate, confirm, type Progress, reject } from './progress.ts'
+import { quorumIndex, quorumValue } from './quorum.ts'
 import {
-  becomeProbe,
-  becomeReplicate,
-  becomeSnapshot,
-  confirm,
-  createProgress,
-  inflight,
-  type Progress,
-  reject,
-} from './progress.ts'
-import { allMembers, isQuorum, isVoter, quorumIndex, quorumValue } from './quorum.ts'
+  addProgress,
+  appendOwn,
+  beginRound,
+  isQuorumHeard,
+  sendEmpty,
+  sendSnapshot,
+  tellCommit,
+} from './replication.ts'
 import {
   advanceApplied,
   becomeFollower,
@@ -21,18 +21,16 @@ import {
   isSoleVoter,
   type Leading,
   membershipOf,
-  send,
   tellRole,
 } from './state.ts'
-import { appendRun, entryAt, lastAtMost, termAt } from './term-runs.ts'
-import type { EntryId, LogIndex, Membership, Message, NodeId } from './types.ts'
+import { appendRun, lastAtMost, termAt } from './term-runs.ts'
+import { continueTransfer, handOver } from './transfer.ts'
+import type { LogIndex, Message, NodeId } from './types.ts'
 
 type AppendReply = Extract<Message, { type: 'appendReply' }>
 
 /** Reads that may wait for a round of heartbeats; more are refused. */
 export const READS_MAX = 4096
-
-const NO_ENTRY = { index: 0, term: 0 } as EntryId
 
 /** The votes are there: a no-op of the new term goes to everyone at once. */
 export function becomeLeader(state: CoreState): void {
@@ -60,24 +58,6 @@ export function becomeLeader(state: CoreState): void {
   appendOwn(state, { kind: 'noop' })
 }
 
-/** Makes a progress for each member that has none. */
-export function addProgress(state: CoreState, lead: Leading): void {
-  for (const id of [state.self, ...allMembers(membershipOf(state))]) {
-    if (!lead.progress.has(id)) lead.progress.set(id, createProgress(id, state.log.last, state.nowMs))
-  }
-}
-
-/** Writes an entry of the core's own. Returns its index. */
-export function appendOwn(
-  state: CoreState,
-  entry: { readonly kind: 'noop' } | { readonly kind: 'membership'; readonly membership: Membership },
-): LogIndex {
-  appendRun(state.log, state.term, 1)
-  const index = state.log.last
-  state.effects.push({ type: 'appendOwn', id: { index, term: state.term }, entry })
-  return index
-}
-
 export function onPropose(state: CoreState, count: number): void {
   const { lead } = state
   let why: string | undefined
@@ -91,101 +71,6 @@ export function onPropose(state: CoreState, count: number): void {
   const first = (state.log.last + 1) as LogIndex
   appendRun(state.log, state.term, count)
   state.effects.push({ type: 'append', first, count, term: state.term })
-}
-
-// ---- sending ----
-
-/** At the end of each step of a leader: entries to all that can take them. */
-export function pump(state: CoreState, lead: Leading): void {
-  for (const progress of lead.progress.values()) {
-    if (progress.id !== state.self && progress.state === 'replicate') sendEntries(state, lead, progress)
-  }
-}
-
-/**
- * The commit index to those that wait for nothing: a tick after the commit, for by then the next entries have mostly brought it, and
- * nobody but readers at that member waits for it.
- */
-function tellCommit(state: CoreState, lead: Leading): void {
-  for (const progress of lead.progress.values()) {
-    if (progress.id === state.self || progress.state !== 'replicate' || inflight(progress) > 0) continue
-    if (progress.commitSent < state.commit) sendEmpty(state, progress, progress.match, 0)
-  }
-}
-
-function sendEntries(state: CoreState, lead: Leading, progress: Progress): void {
-  const { log } = state
-  if (progress.paused || progress.next > log.last) return
-  if (progress.next - 1 < log.base.index) {
-    sendSnapshot(state, progress)
-    return
-  }
-  const room = state.timing.inflightEntriesMax - inflight(progress)
-  if (room <= 0) return
-  if (inflight(progress) === 0) progress.movedMs = state.nowMs
-  const prev = entryAt(log, (progress.next - 1) as LogIndex)
-  const last = Math.min(log.last, prev.index + room) as LogIndex
-  state.effects.push({
-    type: 'replicate',
-    to: progress.id,
-    term: state.term,
-    prev,
-    last,
-    commit: state.commit,
-    round: lead.round,
-  })
-  progress.next = (last + 1) as LogIndex
-  progress.commitSent = state.commit
-}
-
-/** An append without entries: heartbeat, question where the logs part, or news of the commit index (round 0). */
-function sendEmpty(state: CoreState, progress: Progress, prevIndex: LogIndex, round: number): void {
-  // Below the log's beginning there is no term to name, and nothing to ask: what is trimmed was committed.
-  const term = progress.state === 'snapshot' ? undefined : termAt(state.log, prevIndex)
-  send(state, progress.id, {
-    type: 'append',
-    term: state.term,
-    prev: term === undefined ? NO_ENTRY : { index: prevIndex, term },
-    runs: [],
-    memberships: [],
-    commit: state.commit,
-    round,
-  })
-  progress.commitSent = state.commit
-}
-
-function sendSnapshot(state: CoreState, progress: Progress): void {
-  becomeSnapshot(progress, state.nowMs)
-  state.effects.push({ type: 'sendSnapshot', to: progress.id, term: state.term })
-}
-
-/** Heartbeats to all, which also ask again whatever was not answered. */
-function beginRound(state: CoreState, lead: Leading): void {
-  lead.round++
-  lead.roundOfAll = lead.round
-  lead.heartbeatDueMs = state.nowMs + state.timing.heartbeatMs
-  for (const progress of lead.progress.values()) {
-    if (progress.id === state.self) {
-      progress.round = lead.round
-      continue
-    }
-    if (isStuck(state, progress)) becomeProbe(progress, lead.round, state.nowMs)
-    const isProbe = progress.state === 'probe'
-    sendEmpty(state, progress, isProbe ? ((progress.next - 1) as LogIndex) : progress.match, lead.round)
-    if (progress.state === 'snapshot' && state.nowMs - progress.snapshotMs >= state.timing.snapshotRetryMs) {
-      sendSnapshot(state, progress)
-    }
-  }
-}
-
-/** Entries were sent, and for an election time-out the member has not said that it has any of them: they are lost. */
-function isStuck(state: CoreState, progress: Progress): boolean {
-  return (
-    progress.state === 'replicate' &&
-    progress.received < progress.next - 1 &&
-    inflight(progress) > 0 &&
-    state.nowMs - progress.movedMs > state.timing.electionMsMax
-  )
 }
 
 // ---- answers ----
@@ -293,38 +178,6 @@ export function tickLeader(state: CoreState, lead: Leading): void {
   if (!state.writable && lead.transfer === undefined) handOver(state, lead)
 }
 
-function isHeard(state: CoreState, progress: Progress | undefined): boolean {
-  if (progress === undefined) return false
-  return progress.id === state.self || state.nowMs - progress.heardMs <= state.timing.electionMsMax
-}
-
-function isQuorumHeard(state: CoreState, lead: Leading): boolean {
-  return isQuorum(membershipOf(state), id => isHeard(state, lead.progress.get(id)))
-}
-
-/**
- * Whether a membership that is not yet in force would have a quorum that answers, and has an entry of this term: such a member
- * may not only take entries but vote, for if it was recovering that is over.
- */
-export function wouldHaveQuorum(state: CoreState, lead: Leading, membership: Membership): boolean {
-  return isQuorum(membership, id => {
-    const progress = lead.progress.get(id)
-    return progress !== undefined && isHeard(state, progress) && progress.match >= lead.termFirst
-  })
-}
-
-/** Whether a member could be made a voter without holding up commits: it answers, and is within reach of the end. */
-export function isCaughtUp(state: CoreState, lead: Leading, id: NodeId): boolean {
-  const progress = lead.progress.get(id)
-  if (progress === undefined || !isHeard(state, progress)) return false
-  return progress.state === 'replicate' && state.log.last - progress.match <= state.timing.inflightEntriesMax
-}
-
-export function onPeerLost(state: CoreState, lead: Leading, peer: NodeId): void {
-  const progress = lead.progress.get(peer)
-  if (progress !== undefined && peer !== state.self) becomeProbe(progress, lead.round + 1, state.nowMs)
-}
-
 // ---- linearizable reads ----
 
 export function onRead(state: CoreState, id: number): void {
@@ -358,61 +211,4 @@ function answerReads(state: CoreState, lead: Leading): void {
   if (ready === 0) return
   lead.reads.splice(0, ready)
   if (lead.reads.length > 0 && lead.reads[0]!.round > lead.roundOfAll) beginRound(state, lead)
-}
-
-// ---- handing over ----
-
-export function onTransfer(state: CoreState, to: NodeId): void {
-  const { lead } = state
-  let why: string | undefined
-  const progress = lead?.progress.get(to)
-  if (lead === undefined) why = 'this node does not lead'
-  else if (lead.transfer !== undefined) why = 'leadership is being handed over already'
-  else if (to === state.self) why = 'it leads already'
-  else if (progress === undefined || !isVoter(membershipOf(state), to)) why = 'it has no vote'
-  else if (progress.paused) why = 'its disk takes no entries'
-  else if (!isHeard(state, progress)) why = 'it does not answer'
-  if (why !== undefined) state.effects.push({ type: 'refused', what: 'transfer', why })
-  else beginTransfer(state, lead!, to)
-}
-
-function beginTransfer(state: CoreState, lead: Leading, to: NodeId): void {
-  lead.transfer = { to, deadlineMs: state.nowMs + state.timing.electionMsMax, asked: false }
-  continueTransfer(state, lead)
-}
-
-/** The other stands as soon as it has all; nothing is proposed meanwhile, so that moment comes. */
-function continueTransfer(state: CoreState, lead: Leading): void {
-  const { transfer } = lead
-  if (transfer === undefined || transfer.asked) return
-  if (lead.progress.get(transfer.to)?.match !== state.log.last) return
-  transfer.asked = true
-  send(state, transfer.to, { type: 'timeoutNow', term: state.term })
-}
-
-/** The voter that could best lead instead of this node. */
-export function bestOther(state: CoreState, lead: Leading): NodeId | undefined {
-  let best: Progress | undefined
-  for (const progress of lead.progress.values()) {
-    const isAble =
-      progress.id !== state.self &&
-      !progress.paused &&
-      isVoter(membershipOf(state), progress.id) &&
-      isHeard(state, progress)
-    if (isAble && (best === undefined || progress.match > best.match)) best = progress
-  }
-  return best?.id
-}
-
-/** This node's disk is full: another leads, if there is one that can. */
-export function handOver(state: CoreState, lead: Leading): void {
-  const to = lead.transfer === undefined ? bestOther(state, lead) : undefined
-  if (to !== undefined) beginTransfer(state, lead, to)
-}
-
-/** Leads no longer, of its own accord, and asks the best of the others to stand. */
-export function stepDown(state: CoreState, lead: Leading): void {
-  const to = bestOther(state, lead)
-  if (to !== undefined) send(state, to, { type: 'timeoutNow', term: state.term })
-  becomeFollower(state, state.term, undefined)
 }

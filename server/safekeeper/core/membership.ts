@@ -1,9 +1,10 @@
 /**
  * Changes of the membership, by way of a joint one. docs/consensus.md, "Membership".
  */
-import { addProgress, appendOwn, isCaughtUp, pump, stepDown, wouldHaveQuorum } from './leader.ts'
 import { allMembers, isVoter } from './quorum.ts'
+import { addProgress, appendOwn, isCaughtUp, pump, wouldHaveQuorum } from './replication.ts'
 import { adoptMembership, type CoreState, type Leading, membershipIndex, membershipOf } from './state.ts'
+import { stepDown } from './transfer.ts'
 import type { Membership, MembershipChange, NodeId } from './types.ts'
 
 function isSameSet(a: readonly NodeId[], b: readonly NodeId[]): boolean {
