@@ -26,14 +26,13 @@ import {
 import { commandDraft, type Draft } from './draft.ts'
 import type { Driver } from './driver.ts'
 import type { CellLog } from './log/cell-log.ts'
-import type { LogEntry } from './log/entry.ts'
+import { type LogEntry, NO_PAYLOAD } from './log/entry.ts'
 import { TimelineReader } from './timeline-reader.ts'
 
 const TRIMS_EVERY_MS = 1000
 const TRIMS_PER_ENTRY = 5000
 /** A follower of the log is sent elsewhere by a node that has not heard of a leader for so long. */
 export const LEADER_SILENCE_MS = 3000
-const NOTHING = Buffer.alloc(0)
 
 /** Where a timeline will be when all that is proposed has been applied. */
 interface Tail {
@@ -178,7 +177,7 @@ export class CellTimelines {
       beginLsn: fromLsn,
       endLsn: toLsn,
       wallTimeUs,
-      payload: NOTHING,
+      payload: NO_PAYLOAD,
       payloadCrc: 0,
     }
     return this.extend(id, draft)

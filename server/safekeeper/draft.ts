@@ -1,21 +1,12 @@
 /** What an entry says before it has an index, and the entries that the cell makes for itself. */
 import { crc32c } from '../../protocol/crc32c.ts'
-import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
+import type { Lsn, WriterEpoch } from '../../protocol/ids.ts'
 import { type CellCommand, encodeCommand, encodeMembership } from './cell-state.ts'
 import type { Effect } from './core/types.ts'
-import type { LogEntry } from './log/entry.ts'
+import { type LogEntry, NO_PAYLOAD } from './log/entry.ts'
 
-const NOTHING = Buffer.alloc(0)
-
-export interface Draft {
+export interface Draft extends Omit<LogEntry, 'index' | 'term' | 'dropped'> {
   readonly kind: 'command' | 'redo' | 'gap'
-  readonly timeline: TimelineId | undefined
-  readonly epoch: WriterEpoch
-  readonly beginLsn: Lsn
-  readonly endLsn: Lsn
-  readonly wallTimeUs: number
-  readonly payload: Uint8Array
-  readonly payloadCrc: number
 }
 
 /** What all entries have in common that are no timeline's. */
@@ -39,7 +30,7 @@ export function commandDraft(command: CellCommand): Draft {
 
 /** The entry that the core has written of its own accord: a no-op, or a membership. */
 export function ownEntry({ id, entry }: Extract<Effect, { type: 'appendOwn' }>): LogEntry {
-  const payload = entry.kind === 'membership' ? encodeMembership(entry.membership) : NOTHING
+  const payload = entry.kind === 'membership' ? encodeMembership(entry.membership) : NO_PAYLOAD
   return {
     index: id.index,
     term: id.term,

@@ -14,15 +14,15 @@ import { invalidError } from '../shared/errors.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import { BackupManifestObject, type BackupPack } from './backup-manifest.ts'
 import { entriesOf } from './backup-restore.ts'
-import type { LogIndex, Term } from './core/types.ts'
+import type { LogIndex } from './core/types.ts'
 import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
 import type { EntrySource, Fetched } from './log/repair.ts'
+import { logEntries } from './peer-entries.ts'
 
 const FETCH_MS = 10_000
 /** Of one answer, whose head lists them all. */
 const FETCH_ENTRIES_MAX = 2048
-const NOTHING = Buffer.alloc(0)
 
 /** Another member, asked over a connection of its own. */
 export class PeerSource implements EntrySource {
@@ -59,19 +59,11 @@ export class PeerSource implements EntrySource {
 
 /** What was sent, as entries that keep their payloads in `bulk`. */
 function fetchedOf(message: PeerFetched, first: number, bulk: Buffer): Fetched {
-  let at = 0
-  const voids = new Set<number>()
-  const entries = message.entries.map(({ entry, isVoid }, i): LogEntry => {
-    const { payloadBytes, term, ...rest } = entry
-    const payload = payloadBytes === 0 ? NOTHING : bulk.subarray(at, at + payloadBytes)
-    at += payloadBytes
-    const index = (first + i) as LogIndex
-    if (isVoid) voids.add(index)
-    return { ...rest, index, term: term as Term, payload }
-  })
+  const heads = message.entries.map(({ entry }) => entry)
   return {
-    entries,
-    isVoid: index => (index <= message.appliedIndex ? voids.has(index) : undefined),
+    entries: logEntries(heads, first, bulk),
+    isVoid: index =>
+      index <= message.appliedIndex ? message.entries[index - first]?.isVoid === true : undefined,
   }
 }
 
