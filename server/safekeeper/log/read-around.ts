@@ -32,6 +32,19 @@ export async function readAround(
   return repair.fetch(from, Math.min(to, unit.lastIndex), bytesMax)
 }
 
+/** Entries of a file of the log, and which are void: a pack tells that itself, of a raw segment's `voids` does. */
+export async function readWithVoids(
+  unit: LogUnit,
+  from: number,
+  to: number,
+  bytesMax: number,
+  voids: ReadonlySet<number>,
+): Promise<PackEntry[]> {
+  if (unit instanceof PackFile) return unit.readAll(from, to, bytesMax)
+  const entries = await unit.read(from, to, bytesMax)
+  return entries.map(entry => ({ ...entry, isVoid: voids.has(entry.index) }))
+}
+
 /**
  * Entries of the file that holds `from`, from this disk alone; none if no file does. `voids`: void entries of raw segments, as they are
  * when this is called: an entry that is packed while it is read leaves the log's own list.
@@ -45,11 +58,8 @@ export async function readHere(
 ): Promise<PackEntry[]> {
   const unit = files.find(from)
   if (unit === undefined) return []
-  const to = Math.min(last, unit.lastIndex)
   try {
-    if (unit instanceof PackFile) return await unit.readAll(from, to, bytesMax)
-    const entries = await unit.read(from, to, bytesMax)
-    return entries.map(entry => ({ ...entry, isVoid: voids.has(entry.index) }))
+    return await readWithVoids(unit, from, Math.min(last, unit.lastIndex), bytesMax, voids)
   } catch (error) {
     if (unit.retired) throw retryError(`the log's files have just changed: ask again`)
     throw files.damaged(unit, error)

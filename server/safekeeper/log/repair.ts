@@ -15,10 +15,12 @@ import type { LogFiles } from './log-files.ts'
 import { PackBuilder } from './pack-builder.ts'
 import type { PackEntry, PackSummary } from './pack-codec.ts'
 import { type PackCache, PackFile } from './pack-file.ts'
+import { readWithVoids } from './read-around.ts'
 import { checkUnit, type IndexRange, isDamage, type LogUnit } from './unit-check.ts'
 
 const READ_BYTES = 1024 * 1024
 const FETCH_BYTES = 1024 * 1024
+const NO_VOIDS: ReadonlySet<number> = new Set()
 const LOOK_MS = 250
 const AGAIN_MS_MIN = 500
 const AGAIN_MS_MAX = 60_000
@@ -320,7 +322,7 @@ export class LogRepair {
     let next: number = unit.firstIndex
     for (const range of [...bad, { first: unit.lastIndex + 1, last: unit.lastIndex }]) {
       while (next < range.first) {
-        const entries = await readOwn(unit, next, range.first - 1, known)
+        const entries = await readWithVoids(unit, next, range.first - 1, READ_BYTES, known ?? NO_VOIDS)
         yield entries
         next += entries.length
       }
@@ -346,15 +348,4 @@ export class LogRepair {
   async idle(): Promise<void> {
     while (this.#running !== undefined) await this.#running
   }
-}
-
-async function readOwn(
-  unit: LogUnit,
-  from: number,
-  to: number,
-  voids: ReadonlySet<number> | undefined,
-): Promise<PackEntry[]> {
-  if (unit instanceof PackFile) return unit.readAll(from, to, READ_BYTES)
-  const entries = await unit.read(from, to, READ_BYTES)
-  return entries.map(entry => ({ ...entry, isVoid: voids?.has(entry.index) ?? false }))
 }
