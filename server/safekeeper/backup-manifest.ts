@@ -60,6 +60,8 @@ export type BackupManifest = Readonly<z.output<typeof manifestSchema>>
 export const backupKeys = {
   cell: (cellId: string) => `${PREFIX}${cellId}/`,
   manifest: (cellId: string) => `${PREFIX}${cellId}/manifest`,
+  /** Of the objects that a manifest names. */
+  folders: (cellId: string) => [`${PREFIX}${cellId}/packs/`, `${PREFIX}${cellId}/states/`],
   pack: (cellId: string, first: number, last: number, unique: string) =>
     `${PREFIX}${cellId}/packs/${first}-${last}-${unique}.pack`,
   state: (cellId: string, at: number, unique: string) => `${PREFIX}${cellId}/states/${at}-${unique}.json`,

@@ -8,7 +8,7 @@ export interface BackupNote {
   readonly store: string
   /** The log may give up what lies at or below. */
   readonly done: number
-  /** An upload under way. */
+  /** Earlier releases recorded an upload here before they began it; nothing depends on that any more. */
   readonly intent: { readonly key: string; readonly first: number; readonly last: number } | null
 }
 

@@ -1,13 +1,14 @@
 /**
  * Keeps the cell's log in an object store as well. Runs on every node and works on the leader: packs of committed entries, one
- * after the other, each recorded in the cell before it is uploaded and read back before it counts. docs/backup.md tells the
- * order and why every way in which it may be cut short is harmless.
+ * after the other, each read back before a manifest names it, and recorded in the cell afterwards. docs/backup.md tells the order
+ * and why every way in which it may be cut short is harmless.
  */
 import { crc32c } from '../../protocol/crc32c.ts'
 import { internalError, PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { Clock } from '../shared/seams.ts'
+import { BackupLag } from './backup-lag.ts'
 import {
   type BackupManifest,
   BackupManifestObject,
@@ -56,8 +57,7 @@ export class Backup {
   #closed = false
   /** The last entry applied that was not the backup's own. */
   #newsAt: number
-  /** Redo that is committed and not backed up, as far as this node has seen it come. */
-  bytesBehind = 0
+  readonly #lag = new BackupLag()
   /** Why the last attempt failed; empty if all is well. */
   problem = ''
 
@@ -65,6 +65,11 @@ export class Backup {
     this.#options = options
     // Whatever is there may not be backed up.
     this.#newsAt = options.driver.state.last.index
+  }
+
+  /** Redo that is committed and not backed up, as far as this node has seen it come. */
+  get bytesBehind(): number {
+    return this.#lag.bytes
   }
 
   /** Works until `close`. */
@@ -116,27 +121,30 @@ export class Backup {
   async #begin(store: ObjectStore): Promise<BackupManifest> {
     const { cellId, driver, log, logger } = this.#options
     this.#manifests = new BackupManifestObject(store, cellId)
-    let manifest = await this.#manifests.load()
-    const intent = backupNote(driver.state)?.intent
-    if (intent && manifest?.packs.some(({ key }) => key === intent.key) !== true) {
-      await store.delete(intent.key)
-      logger.info({ key: intent.key }, 'removed what an earlier leader had begun to back up')
-    }
+    const loaded = await this.#manifests.load()
+    const strays = await this.#strays(store, loaded)
+    let manifest = loaded
     if (manifest !== undefined && backupEnd(manifest).index < log.base.index) {
       logger.warn(
         { end: backupEnd(manifest).index, begin: log.beginIndex },
         'the log begins after the end of its backup, which is begun anew',
       )
-      await this.#replaceBase(store, manifest)
-      manifest = this.#manifest
+      manifest = await this.#replaceBase(store, manifest)
     }
     if (manifest === undefined) {
       const base =
         log.base.index === 0
           ? { index: 0 as LogIndex, term: 0 as Term, key: null }
           : await this.#putState(store)
-      manifest = newManifest(cellId, base)
-      await this.#commit(manifest)
+      manifest = await this.#commit(newManifest(cellId, base))
+    }
+    if (strays.length > 0) {
+      if (manifest === loaded) manifest = await this.#commit(manifest)
+      for (const key of strays) await store.delete(key)
+      logger.info(
+        { objects: strays },
+        'removed from the backup what attempts that were cut short had left there',
+      )
     }
     this.#manifest = manifest
     const done = backupEnd(manifest).index
@@ -144,6 +152,28 @@ export class Backup {
     if (noted?.done !== done || noted.store !== store.description || noted.intent !== null)
       await this.#note({ store: store.description, done, intent: null })
     return manifest
+  }
+
+  /**
+   * Objects that the manifest does not name: of attempts that were cut short. They may be removed only after a further version of the
+   * manifest was committed. Without that:
+   *
+   *     1. An old leader, or this one with a request that it has given up, has put a pack, and the manifest that names it is under way.
+   *     2. The pack is removed, since no manifest names it.
+   *     3. That manifest arrives. It names a pack that is gone, and the log is given up as far as it goes.
+   *
+   * Whoever commits a manifest has loaded the one before earlier than it put the pack. So what was listed here is named by no manifest
+   * that can still come to pass once there is a version after the one that was loaded here.
+   */
+  async #strays(store: ObjectStore, manifest: BackupManifest | undefined): Promise<string[]> {
+    const { cellId } = this.#options
+    const strays: string[] = []
+    // What a manifest that was lost has named, somebody may want to look into.
+    if (manifest === undefined) return strays
+    const named = new Set([manifest.base.key, ...manifest.packs.map(({ key }) => key)])
+    for (const prefix of backupKeys.folders(cellId))
+      for (const { key } of await store.list(prefix)) if (!named.has(key)) strays.push(key)
+    return strays
   }
 
   /** Whether there is enough that is not backed up, or something that has waited for long. */
@@ -170,9 +200,12 @@ export class Backup {
 
   /** An entry was applied. */
   applied(index: LogIndex, payloadBytes: number, isBackups: boolean): void {
-    if (isBackups) return
+    if (isBackups) {
+      this.#lag.backedUp(backupNote(this.#options.driver.state)?.done ?? 0)
+      return
+    }
     this.#newsAt = index
-    this.bytesBehind += payloadBytes
+    this.#lag.applied(index, payloadBytes)
   }
 
   async #upload(store: ObjectStore): Promise<void> {
@@ -182,8 +215,6 @@ export class Backup {
     const range = await this.#gather((end + 1) as LogIndex, driver.state.last.index, prevTerm)
     const { bytes, last, rawBytes } = range
     const key = backupKeys.pack(cellId, end + 1, last.index, randomHex(8))
-    const described = { store: store.description, done: end as number }
-    await this.#note({ ...described, intent: { key, first: end + 1, last: last.index } })
     if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
     await verify(store, key, bytes)
     const pack = {
@@ -196,8 +227,7 @@ export class Backup {
       crc: crc32c(bytes, 0, bytes.length),
     }
     await this.#commit({ ...manifest, packs: [...manifest.packs, pack] })
-    await this.#note({ ...described, done: last.index, intent: null })
-    this.bytesBehind = Math.max(0, this.bytesBehind - rawBytes)
+    await this.#note({ store: store.description, done: last.index, intent: null })
     this.#waitingSinceMs = undefined
     logger.debug(
       { first: end + 1, last: last.index, rawBytes, bytes: bytes.length, begin: log.beginIndex },
@@ -254,15 +284,16 @@ export class Backup {
     await this.#replaceBase(store, manifest)
   }
 
-  async #replaceBase(store: ObjectStore, manifest: BackupManifest): Promise<void> {
+  async #replaceBase(store: ObjectStore, manifest: BackupManifest): Promise<BackupManifest> {
     const base = await this.#putState(store)
     const packs = manifest.packs.filter(pack => pack.last > base.index)
     const fits = packs.length > 0 && packs[0]!.first <= base.index + 1
     const kept = fits ? packs : []
-    await this.#commit({ ...manifest, base, packs: kept })
+    const replaced = await this.#commit({ ...manifest, base, packs: kept })
     const gone = manifest.packs.filter(pack => !kept.includes(pack)).map(pack => pack.key)
     if (manifest.base.key !== null) gone.push(manifest.base.key)
     for (const key of gone) await store.delete(key)
+    return replaced
   }
 
   /** Puts the state below which nobody needs redo. */
@@ -275,10 +306,11 @@ export class Backup {
     return { ...last, key }
   }
 
-  async #commit(manifest: BackupManifest): Promise<void> {
+  async #commit(manifest: BackupManifest): Promise<BackupManifest> {
     const next = { ...manifest, atUs: this.#options.clock.wallTimeUs() }
     await this.#manifests!.commit(next)
     this.#manifest = next
+    return next
   }
 
   async #note(value: BackupNote | null): Promise<void> {

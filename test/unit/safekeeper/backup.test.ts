@@ -315,3 +315,94 @@ t.test('damage to any byte of a pack is found, and named', async t => {
   await t.rejects(restore(store, cellId), like({ kind: 'corrupt', message: /missing/ }))
   await t.rejects(loadBackup(store, '99'.repeat(16)), like({ kind: 'invalid', message: /no backup of cell/ }))
 })
+
+t.test('a manifest that arrives late names nothing that was removed', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store)
+  t.teardown(() => close(node))
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(1000)
+  await backedUp(node)
+  // The next manifest's put is given up by who made it, and carried out by the service when the pack that it names is removed.
+  const put = store.putIfAbsent.bind(store)
+  let late: (() => void) | undefined
+  let given = 0
+  store.putIfAbsent = async (key, bytes) => {
+    if (!key.includes('/manifest/') || given > 0) return put(key, bytes)
+    given++
+    const copy = Buffer.from(bytes)
+    late = () => {
+      if (!store.objects.has(key)) store.objects.set(key, copy)
+    }
+    throw retryError('simulated: no answer')
+  }
+  let removed = 0
+  store.fault = (when, operation, key) => {
+    if (when !== 'after' || operation !== 'delete' || !key.includes('/packs/')) return
+    removed++
+    late?.()
+  }
+  await writer.append(2000)
+  await backedUp(node)
+  t.equal(given, 1)
+  t.equal(removed, 1, 'the pack of the attempt whose outcome was not known')
+  const { cellId } = node.status()
+  await verifyBackup(store, cellId)
+  const restored = await boot(await restore(store, cellId), undefined)
+  const bytes = await readAll(restored, IDS[0]!, START)
+  t.equal(bytes.length, 3000)
+  await close(restored)
+})
+
+t.test('what attempts have left behind is removed, and nothing else', async t => {
+  const store = new MemoryObjectStore()
+  const disk = new MemoryDisk()
+  let node = await boot(disk, store)
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(1000)
+  await backedUp(node)
+  const { cellId } = node.status()
+  await close(node)
+  const strays = [
+    `cells/${cellId}/packs/5-9-${'0'.repeat(16)}.pack`,
+    `cells/${cellId}/states/3-${'0'.repeat(16)}.json`,
+  ]
+  const others = [`cells/${'77'.repeat(16)}/packs/1-2-ab.pack`, `cells/${cellId}/notes/mine`, 'tl/layer']
+  for (const key of [...strays, ...others]) store.objects.set(key, Buffer.from('x'))
+  node = await boot(disk, store)
+  t.teardown(() => close(node))
+  for (let i = 0; i < 500 && strays.some(key => store.objects.has(key)); i++) await clock.sleep(10)
+  t.same(
+    strays.filter(key => store.objects.has(key)),
+    [],
+  )
+  t.same(
+    others.filter(key => !store.objects.has(key)),
+    [],
+  )
+  await verifyBackup(store, cellId)
+})
+
+t.test('a cell in which nothing happens becomes quiet', async t => {
+  const store = new MemoryObjectStore()
+  const disk = new MemoryDisk()
+  for (const round of ['at first', 'after a start']) {
+    const node = await boot(disk, store)
+    const writer = new Writer(node, IDS[0]!)
+    if (round === 'at first') await Writer.create(node, IDS[0]!, 'main')
+    await writer.open()
+    await writer.append(3000)
+    await backedUp(node)
+    const { lastIndex } = node.status()
+    const puts = [...store.objects.keys()].sort()
+    // Many intervals.
+    await clock.sleep(200 * 25)
+    t.equal(node.status().lastIndex, lastIndex, `${round}: no entry is written`)
+    t.same([...store.objects.keys()].sort(), puts, `${round}: and none backed up`)
+    t.equal(node.backupLagBytes, 0)
+    await writer.append(10)
+    await backedUp(node)
+    t.equal(node.status().lastIndex, lastIndex + 2, `${round}: an upload costs one entry`)
+    await close(node)
+  }
+})
