@@ -19,11 +19,11 @@ import { createHash } from 'node:crypto'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import { corruptError, invalidError } from '../shared/errors.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
+import { Turns } from '../shared/turns.ts'
 import { zstdCompress, zstdDecompress } from '../shared/zstd.ts'
 import { Encoding } from './layer-format.ts'
 import { type Manifest, type ManifestStore, timelineKeys } from './manifest.ts'
 import { openSealedObject, sealObject } from './sealed-object.ts'
-import { Turns } from './turns.ts'
 import { ByteReader, ByteWriter } from './varint.ts'
 
 export const FILE_CHUNK_BYTES = 256 << 10

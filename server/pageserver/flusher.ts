@@ -10,12 +10,12 @@
 import type { Lsn } from '../../protocol/ids.ts'
 import { toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
+import { Turns } from '../shared/turns.ts'
 import type { TimeMap } from './core/time-map.ts'
 import { delay, type PageServerEnvironment } from './environment.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { layerEntry, type Manifest, type ManifestStore } from './manifest.ts'
 import type { Memtable } from './memtable.ts'
-import { Turns } from './turns.ts'
 
 const RETRY_MS = 1000
 

@@ -10,11 +10,11 @@ import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../protocol/messages-import.ts'
 import { invalidError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import { Turns } from '../shared/turns.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
 import { closeGaps } from './core/gaps.ts'
 import { type LayerEntry, layerEntry } from './manifest.ts'
 import type { Timeline } from './timeline.ts'
-import { Turns } from './turns.ts'
 
 const SPOOL_BYTES = 64 << 20
 /** Spools that wait for a worker; beyond that the sender waits. */

@@ -18,9 +18,9 @@ import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } f
 import { CasObject } from '../shared/cas-object.ts'
 import { corruptError, internalError, invalidError, PalimpsestError } from '../shared/errors.ts'
 import { isObjectKey, type ObjectStore } from '../shared/object-store.ts'
+import { Turns } from '../shared/turns.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerKind } from './layer-format.ts'
-import { Turns } from './turns.ts'
 
 const MANIFEST_FORMAT_VERSION = 1
 const MAGIC = 'PLPSMANI'

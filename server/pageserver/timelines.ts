@@ -9,6 +9,7 @@ import {
   retryError,
   toPalimpsestError,
 } from '../shared/errors.ts'
+import { Turns } from '../shared/turns.ts'
 import { createBranch } from './branches.ts'
 import { CapturedFiles } from './captured-files.ts'
 import { loadCatalogue } from './catalogue-store.ts'
@@ -20,7 +21,6 @@ import { readLayerExtras } from './layer-extras.ts'
 import { LayerSet, missingLayer } from './layer-store.ts'
 import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
 import { type Ancestor, Timeline } from './timeline.ts'
-import { Turns } from './turns.ts'
 import { WalFollower } from './wal-follower.ts'
 
 /** A clean stop tries for so long to make the last redo durable. */

@@ -9,6 +9,7 @@ import { MessageType, type PeerHelloReply, type PeerNode } from '../../protocol/
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
+import { Turns } from '../shared/turns.ts'
 import { errorOf } from './cell-timelines.ts'
 import type { Membership, NodeId } from './core/types.ts'
 import { commandDraft } from './draft.ts'
@@ -41,7 +42,7 @@ export class Members {
   /** Of the newest membership in the log, and whether it is committed. */
   private latest: Membership
   private committed = false
-  private turn: Promise<unknown> = Promise.resolve()
+  private readonly turns = new Turns()
   /** Names that are being replaced by themselves. */
   private readonly replacing = new Set<string>()
   private readonly noting = new Set<NodeId>()
@@ -240,9 +241,13 @@ export class Members {
     )
   }
 
+  /** Whether no change is under way. */
+  private get isSettled(): boolean {
+    return this.committed && this.latest.outgoing === undefined
+  }
+
   private settled(untilMs: number): Promise<void> {
-    const isSettled = () => this.committed && this.latest.outgoing === undefined
-    return this.poll(isSettled, untilMs, 'another change of the membership did not come to an end')
+    return this.poll(() => this.isSettled, untilMs, 'another change of the membership did not come to an end')
   }
 
   /** Resolves when it is the committed membership. */
@@ -253,10 +258,7 @@ export class Members {
     this.driver.change(goal)
     await this.poll(
       () =>
-        this.committed &&
-        this.latest.outgoing === undefined &&
-        same(this.latest.voters, goal.voters) &&
-        same(this.latest.learners, goal.learners),
+        this.isSettled && same(this.latest.voters, goal.voters) && same(this.latest.learners, goal.learners),
       until,
       'a quorum did not take the new membership; is one reachable?',
     )
@@ -292,14 +294,12 @@ export class Members {
    * "done" of a change that may yet come to nothing.
    */
   private exclusive<T>(run: () => Promise<T>, when: 'settled' | 'changing' = 'settled'): Promise<T> {
-    const result = this.turn.then(async () => {
+    return this.turns.run(async () => {
       if (!this.driver.isServing) throw new PalimpsestError('retry', 'this node does not lead the cell')
       await this.driver.readBarrier()
       if (when === 'settled') await this.settled(this.options.clock.monotonicMs() + STEP_MS)
       return run()
     })
-    this.turn = result.catch(() => {})
-    return result
   }
 }
 

@@ -12,6 +12,7 @@ import { z } from 'zod'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { corruptError } from '../shared/errors.ts'
 import type { Disk, DiskFile } from '../shared/seams.ts'
+import { Turns } from '../shared/turns.ts'
 import { CellState } from './cell-state.ts'
 import type { HardState, LogIndex, NodeId, Term } from './core/types.ts'
 
@@ -67,7 +68,7 @@ export class NodeFiles {
   private voteNumber = 0
   private vote: HardState | undefined
   private node: NodeFile | undefined
-  private turn: Promise<unknown> = Promise.resolve()
+  private readonly turns = new Turns()
 
   constructor(disk: Disk, dir: string) {
     this.disk = disk
@@ -102,7 +103,7 @@ export class NodeFiles {
 
   /** Durable when it resolves. */
   saveNode(node: NodeFile): Promise<void> {
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       this.node = node
       for (const name of [NODE_COPY_NAME, NODE_NAME]) await this.replace(name, encodeNode(node))
     })
@@ -110,7 +111,7 @@ export class NodeFiles {
 
   /** Writes node.json or its copy anew if it does not read back. Returns their names. */
   checkNode(): Promise<string[]> {
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       const repaired: string[] = []
       const { node } = this
       if (node === undefined) return repaired
@@ -122,12 +123,6 @@ export class NodeFiles {
       }
       return repaired
     })
-  }
-
-  private exclusive<T>(run: () => Promise<T>): Promise<T> {
-    const result = this.turn.then(run)
-    this.turn = result.catch(() => {})
-    return result
   }
 
   /** Makes vote.json, without a vote; before the node says anything to anyone. */
@@ -183,7 +178,7 @@ export class NodeFiles {
 
   /** Durable, twice, when it resolves. One at a time. Needs no new space. */
   saveVote(state: HardState): Promise<void> {
-    return this.exclusive(() => this.writeVote(state))
+    return this.turns.run(() => this.writeVote(state))
   }
 
   private async writeVote(state: HardState): Promise<void> {
@@ -206,7 +201,7 @@ export class NodeFiles {
 
   /** Writes vote.json anew if one of its places does not read back. Returns whether that was so. What fails must end the process. */
   checkVote(): Promise<boolean> {
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       const { vote } = this
       if (vote === undefined) return false
       const places = await this.readVotes().catch(() => [undefined, undefined])
@@ -277,7 +272,7 @@ export class NodeFiles {
   }
 
   async close(): Promise<void> {
-    await this.turn
+    await this.turns.done()
     await this.voteFile?.close()
     this.voteFile = undefined
   }

@@ -8,6 +8,7 @@
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { internalError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
+import { Turns } from '../shared/turns.ts'
 import { backupNote } from './backup-note.ts'
 import type { CellState } from './cell-state.ts'
 import type { EntryId, LogIndex } from './core/types.ts'
@@ -31,7 +32,7 @@ export class Snapshots {
   private readonly firstNeeded = new Map<TimelineId, { readonly lsn: Lsn; readonly index: number }>()
   private bytesSince = 0
   private lastBytes = 0
-  private turn: Promise<unknown> = Promise.resolve()
+  private readonly turns = new Turns()
   /**
    * The oldest was lost to damage: until no redo is needed below the one after it, none may be sent. Its file stays until then, so that
    * the next start knows it too.
@@ -79,7 +80,7 @@ export class Snapshots {
     const bytes = state.encode()
     this.bytesSince = 0
     this.lastBytes = bytes.length
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       if (last.index <= (this.newest?.index ?? -1)) return
       await this.log.settleApplied()
       await this.files.saveSnapshot(last.index, bytes)
@@ -105,7 +106,7 @@ export class Snapshots {
 
   /** The leader's, in place of everything that was here. Durable when it resolves. */
   replaceAll(last: EntryId, bytes: Uint8Array): Promise<void> {
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       await this.files.saveSnapshot(last.index, bytes)
       const old = this.kept.filter(snapshot => snapshot.index !== last.index)
       this.kept = [last]
@@ -118,7 +119,7 @@ export class Snapshots {
 
   /** Looks whether all snapshots read back; gives up those that do not. Returns their names. */
   async check(state: CellState): Promise<string[]> {
-    const lost = await this.exclusive(async () => {
+    const lost = await this.turns.run(async () => {
       const lost: LogIndex[] = []
       for (const { index } of [...this.kept])
         try {
@@ -147,7 +148,7 @@ export class Snapshots {
 
   /** What a member gets that needs what is trimmed: the oldest. */
   toSend(): Promise<{ last: EntryId; bytes: Uint8Array }> {
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       const last = this.kept[0]
       if (this.lostOldest !== undefined)
         throw retryError(
@@ -160,7 +161,7 @@ export class Snapshots {
 
   /** Gives up redo that nobody needs, and the log below it, and snapshots of older states. Returns the log's new base. */
   trim(state: CellState, committed: LogIndex): Promise<EntryId> {
-    return this.exclusive(async () => {
+    return this.turns.run(async () => {
       // After a start the consensus must have found its commit point again first.
       if (committed < state.last.index) return this.log.base
       const lowest = await this.lowestNeeded(state)
@@ -216,12 +217,6 @@ export class Snapshots {
 
   /** Resolves when nothing is being written. */
   async settled(): Promise<void> {
-    await this.turn
-  }
-
-  private exclusive<T>(run: () => Promise<T>): Promise<T> {
-    const result = this.turn.then(run)
-    this.turn = result.catch(() => {})
-    return result
+    await this.turns.done()
   }
 }

@@ -10,6 +10,7 @@ import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import { internalError, invalidError, refreshError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Clock, Disk } from '../../shared/seams.ts'
+import { Turns } from '../../shared/turns.ts'
 import type { EntryId, EntryRun, LogIndex, Term } from '../core/types.ts'
 import type { LogEntry } from './entry.ts'
 import { LogFiles, type Tail } from './log-files.ts'
@@ -119,7 +120,7 @@ export class CellLog {
   readonly #scrub: LogScrub
   /** Redo written, each entry a little more than it has, and read by timelines' readers. */
   #trafficBytes = 0
-  #trimming: Promise<unknown> = Promise.resolve()
+  readonly #trims = new Turns()
   #appliedIndex: number
   /** Void entries found since the state was last written. */
   #voids: number[]
@@ -475,7 +476,7 @@ export class CellLog {
     readonly neededFrom: NeededFrom
     readonly dropThrough?: number | undefined
   }): Promise<EntryId> {
-    const run = async () => {
+    return this.#trims.run(async () => {
       const packing = this.#packing
       if (packing === undefined) return this.#base
       const free = await packing.examine(
@@ -498,10 +499,7 @@ export class CellLog {
       packing.kick()
       void this.#writer.probe()
       return this.#base
-    }
-    const result = this.#trimming.then(run)
-    this.#trimming = result.catch(() => {})
-    return result
+    })
   }
 
   /** Resolves when nothing is left to pack. */

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { corruptError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Disk, DiskFile } from '../../shared/seams.ts'
+import { Turns } from '../../shared/turns.ts'
 import type { EntryId, LogIndex, Term } from '../core/types.ts'
 import type { PackSummary } from './pack-codec.ts'
 import type { PackCache, PackFile } from './pack-file.ts'
@@ -50,7 +51,7 @@ export class LogFiles {
   /** Paths; the newest is used first. */
   readonly #spares: string[] = []
   #spareSerial = 0
-  #turn: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
 
   private constructor(options: OpenFilesOptions, state: LogState, found: FoundLog) {
     this.disk = options.disk
@@ -140,13 +141,12 @@ export class LogFiles {
 
   /** Changes of files, and of `state`, one after the other. */
   exclusive<T>(run: () => Promise<T>): Promise<T> {
-    const result = this.#turn.then(run)
-    this.#turn = result.catch(() => {})
-    return result
+    return this.#turns.run(run)
   }
 
-  async settled(): Promise<void> {
-    await this.#turn
+  /** Resolves when none is under way. */
+  settled(): Promise<void> {
+    return this.#turns.done()
   }
 
   /** Within `exclusive`. */
