@@ -99,8 +99,8 @@ export async function startSafekeepers(
   writers: number,
   isShared = false,
 ): Promise<SafekeeperTarget> {
-  const share = isShared ? new ConnectionShare() : undefined
   const { children, safekeepers, leader } = await startCell(dir, nodes)
+  const share = isShared ? new ConnectionShare(safekeepers) : undefined
   const connection = await Connection.connect({ host: '127.0.0.1', port: leader })
   const opened: WalWriter[] = []
   for (let i = 0; i < writers; i++) {
@@ -113,7 +113,7 @@ export async function startSafekeepers(
         name: `bench-${i}`,
         log: silentLog,
         silenceMs: SILENCE_MS,
-        connect: share?.connect,
+        ...share?.dialer,
       }),
     )
   }

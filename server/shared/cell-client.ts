@@ -22,6 +22,8 @@ export interface LeaderDialerOptions {
   readonly connect?: Connect<Channel> | undefined
   /** In [0, 1). */
   readonly random?: (() => number) | undefined
+  /** Asks who leads; one of its own unless told. Several that share one must have the same safekeepers and `dial`. */
+  readonly scout?: LeaderScout | undefined
 }
 
 /**
@@ -44,7 +46,8 @@ export class LeaderDialer {
     this.options = { ...options.dial, elsewhere: 'redirect' }
     this.clock = options.clock ?? nodeClock
     this.connect = options.connect ?? ((address, how) => dial([address], Role.SAFEKEEPER, how))
-    this.scout = new LeaderScout(addresses, this.connect, this.options, this.clock, options.random)
+    this.scout =
+      options.scout ?? new LeaderScout(addresses, this.connect, this.options, this.clock, options.random)
   }
 
   /** Somebody's answer: it may say who leads. Whether it did. */

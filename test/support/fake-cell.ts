@@ -65,13 +65,14 @@ export class FakeCell {
   readonly nodes: FakeNode[]
   /** What was appended, in order: [begin, end) as taken by a leader. */
   readonly log: [number, number][] = []
-  epoch = 0
-  endLsn: number
+  /** Of each timeline. */
+  private readonly timelines = new Map<string, { epoch: number; endLsn: number }>()
+  private readonly startLsn: number
   dials: string[] = []
   private readonly open = new Set<FakeConnection>()
 
   constructor(startLsn: number, names: readonly string[] = ['a', 'b', 'c']) {
-    this.endLsn = startLsn
+    this.startLsn = startLsn
     this.nodes = names.map((name, i) => ({
       name,
       nodeId: `${name}.${String(i).repeat(16)}`,
@@ -158,24 +159,35 @@ export class FakeCell {
       })
     // A node that was deposed and does not know it yet has no quorum.
     if (this.nodes.some(each => each.term > node.term)) throw new PalimpsestError('retry', 'leads no longer')
+    const of = this.timelineOf(message)
     switch (message.type) {
       case MessageType.WalOpen:
-        return { epoch: ++this.epoch, beginLsn: this.endLsn, endLsn: this.endLsn }
+        return { epoch: ++of.epoch, beginLsn: of.endLsn, endLsn: of.endLsn }
       case MessageType.WalState:
-        return { epoch: this.epoch as WriterEpoch, flushedLsn: this.endLsn, name: 'main', writer: '?' }
+        return { epoch: of.epoch as WriterEpoch, flushedLsn: of.endLsn, name: 'main', writer: '?' }
       case MessageType.WalAppend: {
-        if (message.epoch !== this.epoch) throw new PalimpsestError('fenced', 'another writer')
+        if (message.epoch !== of.epoch) throw new PalimpsestError('fenced', 'another writer')
         const endLsn = message.beginLsn + bytes
-        if (message.beginLsn > this.endLsn) throw new PalimpsestError('refresh', 'not the end')
-        if (message.beginLsn === this.endLsn) {
+        if (message.beginLsn > of.endLsn) throw new PalimpsestError('refresh', 'not the end')
+        if (message.beginLsn === of.endLsn) {
           this.log.push([message.beginLsn, endLsn])
-          this.endLsn = endLsn
+          of.endLsn = endLsn
         }
-        return { flushedLsn: this.endLsn as Lsn }
+        return { flushedLsn: of.endLsn as Lsn }
       }
       default:
         throw new PalimpsestError('invalid', `message ${message.type}`)
     }
+  }
+
+  private timelineOf(message: Message): { epoch: number; endLsn: number } {
+    const id = 'timeline' in message ? String(message.timeline) : ''
+    let of = this.timelines.get(id)
+    if (of === undefined) {
+      of = { epoch: 0, endLsn: this.startLsn }
+      this.timelines.set(id, of)
+    }
+    return of
   }
 
   forget(connection: FakeConnection): void {
