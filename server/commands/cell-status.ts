@@ -62,6 +62,8 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
   for (const { name, status } of nodes) {
     if (status?.writable === false)
       lines.push(`safekeeper ${name}: ${status.lastError || 'its disk is full'}`)
+    else if (status !== undefined && status.lastError !== '')
+      lines.push(`safekeeper ${name}: ${status.lastError}`)
     if (status?.role === 'recovering')
       lines.push(`safekeeper ${name} fetches what was damaged on its disk from the others`)
   }

@@ -24,6 +24,7 @@ import {
   readPackHeader,
   readPackRows,
   readPackTable,
+  TermWalk,
 } from './pack-reader.ts'
 
 const TABLES_BYTES_MAX = 64 * 1024 * 1024
@@ -250,6 +251,19 @@ export class PackFile {
       for (let row = 0; row < table.rows; row++)
         if (entryOfRow(table, row, header, summary, 0 as Term).isVoid) voids.add(this.firstIndex + row)
       return voids
+    })
+  }
+
+  /** Entries [from, last] as the table tells them, without their payloads. */
+  heads(from: number, last: number): Promise<PackEntry[]> {
+    return this.#use(async source => {
+      const { head, table } = await this.#load(source)
+      const { header, summary } = head
+      const terms = new TermWalk(summary)
+      const heads: PackEntry[] = []
+      for (let row = from - this.firstIndex; row <= last - this.firstIndex; row++)
+        heads.push(entryOfRow(table, row, header, summary, terms.termOf(row)))
+      return heads
     })
   }
 

@@ -240,13 +240,17 @@ export class RawSegment {
 
   /** The CRC that an entry after `index` must carry on: of that entry, or of the segment. */
   async chainAfter(index: number): Promise<number> {
-    if (index < this.firstIndex) return this.headerCrc
+    return index < this.firstIndex ? this.headerCrc : (await this.headerAt(index)).headerCrc
+  }
+
+  /** The header of an entry, whether or not its payload can be read. Throws kind corrupt. */
+  async headerAt(index: number): Promise<EntryHeader> {
     const bytes = Buffer.alloc(ENTRY_HEADER_BYTES)
     const offset = this.offsetOf(index)
     await this.#use(file => file.read(bytes, offset))
     const header = decodeEntryHeader(bytes, 0)
     if (header?.index !== index) this.#damaged(offset, index, 'there is no valid entry header')
-    return header.headerCrc
+    return header
   }
 
   /** The file is about to become another one, or none. Reads that are under way may end as they like. */

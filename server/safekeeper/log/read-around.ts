@@ -29,7 +29,7 @@ export async function readAround(
       if (!isDamage(again)) throw again
     }
   }
-  return repair.fetch(from, Math.min(to, unit.lastIndex), bytesMax)
+  return repair.fetch(unit, from, Math.min(to, unit.lastIndex), bytesMax)
 }
 
 /** Entries of a file of the log, and which are void: a pack tells that itself, of a raw segment's `voids` does. */

@@ -7,10 +7,11 @@
  */
 import { join } from 'node:path'
 import { crc32c } from '../../../protocol/crc32c.ts'
-import { corruptError, retryError } from '../../shared/errors.ts'
+import { corruptError, PalimpsestError, retryError } from '../../shared/errors.ts'
 import type { Clock } from '../../shared/seams.ts'
 import type { LogIndex, Term } from '../core/types.ts'
 import { isConsistent, type LogEntry } from './entry.ts'
+import { differenceOf, type EntryFacts, factsOf } from './entry-facts.ts'
 import type { LogFiles } from './log-files.ts'
 import { PackBuilder } from './pack-builder.ts'
 import type { PackEntry, PackSummary } from './pack-codec.ts'
@@ -24,6 +25,7 @@ const NO_VOIDS: ReadonlySet<number> = new Set()
 const LOOK_MS = 250
 const AGAIN_MS_MIN = 500
 const AGAIN_MS_MAX = 60_000
+const ALONE = 'this node has neither other members nor a backup to get what is lost from'
 /** Written and synced in such pieces, so that the log's own syncs do not wait behind one long one. */
 const SYNC_BYTES = 4 * 1024 * 1024
 
@@ -40,6 +42,15 @@ export interface EntrySource {
   readonly name: string
   /** Entries [first, last] as far as they fit into `bytesMax`, but one at least. Throws what keeps it from answering. */
   fetch(first: LogIndex, last: LogIndex, bytesMax: number): Promise<Fetched>
+  /** It is not asked any more for now: gives up what it keeps for the next question. */
+  rest?(): void
+}
+
+/** Everybody was asked, and nobody has it. All else that keeps a repair from its end is tried again before anybody gives up. */
+class OutOfReach extends PalimpsestError {
+  constructor(message: string) {
+    super('corrupt', message)
+  }
 }
 
 export interface RepairOptions {
@@ -73,7 +84,7 @@ interface Suspect {
   againMs: number
   /** Everybody was asked, and nobody has it: why. */
   hopeless: string
-  /** What was said last, so that it is not said again and again. */
+  /** Why the last attempt came to nothing. */
   said: string
 }
 
@@ -82,6 +93,9 @@ export class LogRepair {
   readonly #suspects = new Map<LogUnit, Suspect>()
   #running: Promise<void> | undefined
   #closed = false
+  /** Sources that were asked since all rested, and questions by others than the repair that are under way. */
+  readonly #asked = new Set<EntrySource>()
+  #fetching = 0
   /** Who may have what is lost, whom to ask first first; none: nobody else has this log. */
   sources: () => readonly EntrySource[] = () => []
   /** Whether anybody needs this redo: then a source that has dropped it is of no use. */
@@ -101,22 +115,35 @@ export class LogRepair {
 
   /** Why repair does not get on; empty if there is nothing to repair, or it does. */
   get problem(): string {
-    for (const { hopeless } of this.#suspects.values()) if (hopeless !== '') return hopeless
-    return ''
+    let problem = ''
+    for (const [unit, { hopeless, said }] of this.#suspects) {
+      if (hopeless !== '') return `${unit.path} is damaged: ${hopeless}`
+      if (said !== '') problem = `${unit.path} is damaged: ${said}`
+    }
+    return problem
+  }
+
+  /** Nobody else has this log: it is one node's, without a backup. */
+  get #isAlone(): boolean {
+    return this.sources().length === 0
   }
 
   /** A file did not read back. Returns what its reader is to be told. */
   damaged(unit: LogUnit, error: unknown): unknown {
     if (!isDamage(error)) return error
     if (unit.retired || this.#closed) return retryError(`${error.message}; that file has just been replaced`)
-    if (this.sources().length === 0) return error
+    const isAlone = this.#isAlone
     let suspect = this.#suspects.get(unit)
     if (suspect === undefined) {
       suspect = { error, isFound: false, dueMs: 0, againMs: AGAIN_MS_MIN, hopeless: '', said: '' }
       this.#suspects.set(unit, suspect)
-      this.#options.files.log.error({ err: error }, 'part of the log does not read back: it is repaired')
+      this.#options.files.log.error(
+        { err: error },
+        `part of the log does not read back${isAlone ? ', and nobody else has it' : ': it is repaired'}`,
+      )
       this.#start()
     }
+    if (isAlone) return error
     if (suspect.hopeless !== '') return corruptError(`${error.message}; ${suspect.hopeless}`)
     return retryError(`${error.message}; it is being repaired: ask again, or another safekeeper`)
   }
@@ -124,20 +151,35 @@ export class LogRepair {
   #start(): void {
     this.#running ??= this.#run().finally(() => {
       this.#running = undefined
+      this.#rest()
       // What was found while it was ending.
       if (!this.#closed && this.#suspects.size > 0) this.#start()
     })
   }
 
+  /** Connections and memory of those who were asked, when nobody asks any more. */
+  #rest(): void {
+    if (this.#running !== undefined || this.#fetching > 0) return
+    for (const source of this.#asked) source.rest?.()
+    this.#asked.clear()
+  }
+
   /**
-   * Entries from `first` on, up to `last`, from elsewhere: what fits into `bytesMax`, but one at least, checked. Throws retry if somebody
-   * who may have them did not answer, corrupt if nobody has them.
+   * Entries of `unit` from `first` on, up to `last`, from elsewhere: what fits into `bytesMax`, but one at least, checked. Throws retry if
+   * somebody who may have them did not answer, corrupt if nobody has them.
    */
-  async fetch(first: number, last: number, bytesMax: number): Promise<LogEntry[]> {
-    return (await this.#fetch(first, last, bytesMax, false)).entries
+  async fetch(unit: LogUnit, first: number, last: number, bytesMax: number): Promise<LogEntry[]> {
+    this.#fetching++
+    try {
+      return (await this.#fetch(unit, first, last, bytesMax, false)).entries
+    } finally {
+      this.#fetching--
+      this.#rest()
+    }
   }
 
   async #fetch(
+    unit: LogUnit,
     first: number,
     last: number,
     bytesMax: number,
@@ -146,14 +188,16 @@ export class LogRepair {
     const said: string[] = []
     let mayComeBack = false
     for (const source of this.sources()) {
+      this.#asked.add(source)
       try {
         const { entries, isVoid } = await source.fetch(first as LogIndex, last as LogIndex, bytesMax)
+        const facts = await factsOf(unit, first, Math.min(last, first + entries.length - 1))
         const good: LogEntry[] = []
         let why = 'it does not have them'
         // What goes beyond what was asked for, nobody waits for.
         for (const entry of entries.slice(0, last - first + 1)) {
           const fault =
-            this.#faultOf(entry, first + good.length) ??
+            this.#faultOf(entry, first + good.length, facts) ??
             (wantsVoids && isVoid(entry.index) === undefined ? 'it does not know which are void' : undefined)
           if (fault !== undefined) {
             why = fault
@@ -169,16 +213,20 @@ export class LogRepair {
       }
     }
     const message = `entries ${first} to ${last} could not be fetched (${said.join('; ')})`
-    throw mayComeBack ? retryError(message) : corruptError(message)
+    throw mayComeBack ? retryError(message) : new OutOfReach(message)
   }
 
   /** Why this is not the entry that was lost, or not of use; undefined: it is. */
-  #faultOf(entry: LogEntry, index: number): string | undefined {
+  #faultOf(entry: LogEntry, index: number, facts: ReadonlyMap<number, EntryFacts>): string | undefined {
     const { payload } = entry
     const term = this.#options.termAt(index)
     if (entry.index !== index || entry.term !== term)
       return `it has entry ${entry.index} of term ${entry.term} where ${index} of term ${term} was lost`
     if (!isConsistent({ ...entry, payloadBytes: payload.length })) return `its entry ${index} makes no sense`
+    const known = facts.get(index)
+    const difference = known && differenceOf(entry, known)
+    if (difference !== undefined)
+      return `its entry ${index} is not the one that was lost: ${difference} is ${entry[difference]} instead of ${known![difference]}`
     if (entry.dropped)
       return this.isNeeded(entry) ? `it has dropped entry ${index}, which is needed` : undefined
     return crc32c(payload, 0, payload.length) === entry.payloadCrc
@@ -210,7 +258,7 @@ export class LogRepair {
     } catch (error) {
       if (this.#closed) return
       const { message } = error as Error
-      suspect.hopeless = isDamage(error) ? message : ''
+      suspect.hopeless = error instanceof OutOfReach ? message : ''
       suspect.dueMs = clock.monotonicMs() + suspect.againMs
       suspect.againMs = Math.min(suspect.againMs * 2, AGAIN_MS_MAX)
       if (message === suspect.said) return
@@ -229,6 +277,8 @@ export class LogRepair {
       sealTail()
       return 'later'
     }
+    // Reading it whole once more would tell nothing new.
+    if (suspect.isFound && this.#isAlone) throw new OutOfReach(ALONE)
     const check = await checkUnit(files.disk, unit, async () => {})
     if (unit.retired || this.#closed) return 'well'
     if (check.damage === undefined) {
@@ -238,6 +288,7 @@ export class LogRepair {
     }
     if (!suspect.isFound) this.found++
     suspect.isFound = true
+    if (this.#isAlone) throw new OutOfReach(ALONE)
     if (!(unit instanceof PackFile)) {
       // Packs come first, so all before it must be packs; and a pack tells what is void, which only applying tells.
       if (unit.lastIndex > appliedIndex()) return 'later'
@@ -271,7 +322,10 @@ export class LogRepair {
       await this.#write(unit, bad, target)
       const made = await PackFile.open(disk, target, cache)
       const { damage } = await checkUnit(disk, made.pack, async () => {})
-      if (damage !== undefined) throw damage
+      if (damage !== undefined)
+        throw retryError(
+          `what was written to take its place does not read back either; is this disk failing? (${damage.message})`,
+        )
       return made
     } catch (error) {
       await disk.remove(target)
@@ -328,7 +382,13 @@ export class LogRepair {
       }
       while (next <= range.last) {
         this.#goOn()
-        const { entries, isVoid } = await this.#fetch(next, range.last, FETCH_BYTES, known === undefined)
+        const { entries, isVoid } = await this.#fetch(
+          unit,
+          next,
+          range.last,
+          FETCH_BYTES,
+          known === undefined,
+        )
         yield entries.map(entry => ({ ...entry, isVoid: known?.has(entry.index) ?? isVoid(entry.index) }))
         next += entries.length
       }

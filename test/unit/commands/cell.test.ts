@@ -52,6 +52,11 @@ t.test('what wants attention', async t => {
   t.match(cellComplaints(view(['x', 'y', 'x'])), [/2 of 3 safekeepers stand in zone x/])
   t.match(cellComplaints(view(['', '', ''], ['a', 'c'])), [/no answer from safekeeper b: not one more/])
   t.match(cellComplaints(view(['', '', ''], ['a'])), [/b, c: no quorum is left/])
+  const { cell, nodes } = view(['', '', ''])
+  const damaged = { ...nodes[1]!.status!, lastError: '/d/log/1.pack is damaged: nobody has it' }
+  t.same(cellComplaints({ cell, nodes: [nodes[0]!, { name: 'b', status: damaged }, nodes[2]!] }), [
+    'safekeeper b: /d/log/1.pack is damaged: nobody has it',
+  ])
   t.match(cellTable(view(['', '', ''], ['a', 'c'])), /leader[\s\S]*no answer[\s\S]*75 % less/)
 })
 

@@ -1,5 +1,6 @@
 /** Damage that is found while a log is in use: what reads tell, where its entries come from, and what is on disk afterwards. */
 import t from 'tap'
+import { crc32c } from '../../../../protocol/crc32c.ts'
 import type { CellLog } from '../../../../server/safekeeper/log/cell-log.ts'
 import type { EntrySource, Fetched } from '../../../../server/safekeeper/log/repair.ts'
 import { retryError } from '../../../../server/shared/errors.ts'
@@ -275,6 +276,10 @@ t.test('a pack that does not read back either: its file is closed once, and it i
     () => true,
   )
   t.same(await entriesOf(rig.log, 1, 160), entries)
+  for (let i = 0; i < 1000 && rig.log.stats().damageProblem === ''; i++)
+    await new Promise(r => setTimeout(r, 1))
+  t.match(rig.log.stats(), { damageProblem: /does not read back either; is this disk failing/ })
+  await t.rejects(readTimeline(rig.log, 100), like({ kind: 'retry' }), 'somebody has it: nobody gives up')
   await settled(rig.log)
   t.ok(spoilt > 1)
   t.match(rig.log.stats(), { damagedFiles: 0, damagesFound: 1, damagesRepaired: 1 })
@@ -372,4 +377,107 @@ t.test('packing on a full disk comes to an end', async t => {
   t.ok(jobs <= 2, `${jobs} jobs`)
   t.match(log.stats(), { packError: 'ENOSPC' })
   await log.close()
+})
+
+t.test(
+  'a log that nobody else has: damage is counted and told, and repaired once somebody has it',
+  async t => {
+    const entries = someEntries()
+    const other = await filled(entries, undefined)
+    const rig = await reopened(await filled(entries, undefined), 160)
+    const [path] = files(rig.disk, /\.pack$/)
+    rig.disk.content(path!)[200]! ^= 4
+    rig.log.scrub({ bytesPerSecond: 1e9, everyMs: 5, random: () => 0 })
+    for (let i = 0; i < 1000 && rig.log.stats().damageProblem === ''; i++)
+      await new Promise(r => setTimeout(r, 2))
+    t.match(rig.log.stats(), {
+      damagedFiles: 1,
+      damagesFound: 1,
+      damageProblem: /pack is damaged: this node has neither other members nor a backup/,
+    })
+    await t.rejects(readTimeline(rig.log, 100), like({ kind: 'corrupt', message: /damaged at offset/ }))
+    rig.log.repairFrom(
+      () => [source('b', other.log)],
+      () => true,
+    )
+    await settled(rig.log)
+    t.match(rig.log.stats(), { damagedFiles: 0, damagesFound: 1, damagesRepaired: 1, damageProblem: '' })
+    t.same(await entriesOf(rig.log, 1, 160), entries)
+    await rig.log.close()
+    await other.log.close()
+  },
+)
+
+t.test('another one with the same index and term is not taken where this disk knows better', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined)
+  const forge = (entry: Made): Made => {
+    if (entry.kind !== 'redo') return entry
+    const payload = Buffer.from(entry.payload).reverse()
+    return { ...entry, payload, payloadCrc: crc32c(payload, 0, payload.length) }
+  }
+  const moved = (entry: Made): Made =>
+    entry.kind === 'redo' ? { ...entry, epoch: (entry.epoch + 1) as Made['epoch'] } : entry
+  for (const packs of ['off', undefined] as const)
+    for (const lie of [forge, moved]) {
+      const made = await filled(entries, packs)
+      await made.log.close()
+      const rig = await openLog(made.disk, {
+        appliedTo: 160,
+        packPolicy: { quietBytesPerSecond: 0, rawBytesMax: 1e12, rowsMax: 1e12 } as never,
+      })
+      const [path] = files(rig.disk, packs === 'off' ? /[0-9]{20}\.seg$/ : /\.pack$/)
+      rig.disk.content(path!)[packs === 'off' ? 4096 + 1500 : 200]! ^= 1
+      const lying = source('liar', other.log)
+      const fetch = lying.fetch.bind(lying)
+      lying.fetch = async (first, last, bytesMax) => {
+        const fetched = await fetch(first, last, bytesMax)
+        return { ...fetched, entries: fetched.entries.map(lie) }
+      }
+      rig.log.repairFrom(
+        () => [lying],
+        () => true,
+      )
+      await t.rejects(
+        entriesOf(rig.log, 1, 160),
+        like({ kind: 'corrupt', message: /not the one that was lost: (epoch|payloadCrc) is/ }),
+      )
+      rig.log.repairFrom(
+        () => [lying, source('b', other.log)],
+        () => true,
+      )
+      t.same(await entriesOf(rig.log, 1, 160), entries)
+      await settled(rig.log)
+      t.match(rig.log.stats(), { damagedFiles: 0, damagesRepaired: 1 })
+      t.same(await entriesOf(rig.log, 1, 160), entries)
+      await rig.log.close()
+    }
+  await other.log.close()
+})
+
+t.test('whoever was asked rests when the repair is over', async t => {
+  const entries = someEntries()
+  const other = await filled(entries, undefined)
+  const rig = await reopened(await filled(entries, undefined), 160)
+  const peer = source('b', other.log)
+  let rests = 0
+  const resting: EntrySource = {
+    name: 'b',
+    fetch: (first, last) => peer.fetch(first, last, 1),
+    rest: () => {
+      rests++
+    },
+  }
+  rig.log.repairFrom(
+    () => [resting],
+    () => true,
+  )
+  rig.disk.content(files(rig.disk, /\.pack$/)[0]!)[200]! ^= 4
+  await t.rejects(readTimeline(rig.log, 100), like({ kind: 'retry' }))
+  await settled(rig.log)
+  await new Promise(setImmediate)
+  t.ok(peer.asked > 3, `asked ${peer.asked} times`)
+  t.equal(rests, 1)
+  await rig.log.close()
+  await other.log.close()
 })
