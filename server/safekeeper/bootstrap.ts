@@ -14,7 +14,6 @@ import { toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
 import { nameOf } from './node-files.ts'
-import { pause } from './peers.ts'
 
 const ASK_MS = 2000
 const AGAIN_MS_MIN = 50
@@ -88,7 +87,7 @@ export async function findCell(options: BootstrapOptions): Promise<Seed | undefi
     }
     if (says !== said) log.info({ state: says }, 'no cell yet')
     said = says
-    await pause(clock, waitMs, stop)
+    await clock.sleep(waitMs, stop)
   }
   return undefined
 }

@@ -253,7 +253,7 @@ export class Peers implements PeerTransport {
         }
       }
       if (clock.monotonicMs() - begunMs > 5000) retryMs = RETRY_MS_MIN
-      await pause(clock, retryMs * (0.5 + random()), signal)
+      await clock.sleep(retryMs * (0.5 + random()), signal)
       retryMs = Math.min(retryMs * 2, RETRY_MS_MAX)
     }
   }
@@ -327,19 +327,6 @@ export class Peers implements PeerTransport {
       for (const lane of Object.values(peer.lanes)) lane.ctx.connection.destroy()
     }
   }
-}
-
-/** Sleeps, but not beyond the signal. */
-export function pause(clock: Clock, ms: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve()
-  return new Promise(resolve => {
-    const done = () => {
-      signal.removeEventListener('abort', done)
-      resolve()
-    }
-    signal.addEventListener('abort', done)
-    void clock.sleep(ms).then(done)
-  })
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

@@ -66,8 +66,18 @@ export class SimClock implements Clock {
     return this.world.nowMs * this.rate
   }
 
-  sleep(ms: number): Promise<void> {
-    return this.life.sleep(ms / this.rate)
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    const slept = this.life.sleep(ms / this.rate)
+    if (signal === undefined) return slept
+    if (signal.aborted) return Promise.resolve()
+    return new Promise(resolve => {
+      const done = () => {
+        signal.removeEventListener('abort', done)
+        resolve()
+      }
+      signal.addEventListener('abort', done)
+      void slept.then(done)
+    })
   }
 }
 
@@ -101,10 +111,10 @@ export class SimDisk implements Disk {
   async open(path: string, how: 'create' | 'write' | 'read'): Promise<DiskFile> {
     const file = await this.io(0.05, () => this.inner.open(path, how))
     return {
-      write: (buffers, position) => {
+      write: (buffers, position, pastCache) => {
         // As a kernel does: what the buffers hold when the call is made.
         const copy = Buffer.concat(buffers)
-        return this.io(0.1, () => file.write([copy], position))
+        return this.io(0.1, () => file.write([copy], position, pastCache))
       },
       read: (target, position) => this.io(0.05, () => file.read(target, position)),
       datasync: () => this.sync(path, file),
