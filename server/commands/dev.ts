@@ -7,6 +7,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Command } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
+import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { startPageServer } from '../pageserver/index.ts'
 import { workerPackRunner } from '../safekeeper/log/pack-pool.ts'
 import { type Safekeeper, startSafekeeper } from '../safekeeper/safekeeper.ts'
@@ -17,7 +18,7 @@ import { nodeDisk } from '../shared/node-seams.ts'
 import type { Watch } from './admin.ts'
 import { UsageError } from './common.ts'
 import { addPageServerOptions, type PageServerOptions } from './pageserver.ts'
-import { addServeOptions, outgoingSecurity, type Part, type ServeOptions, serve } from './serve.ts'
+import { addServeOptions, type Part, type ServeOptions, serve } from './serve.ts'
 import { openStore, type StoreOptions } from './store-options.ts'
 
 const SAFEKEEPERS_DEFAULT = 3
@@ -44,9 +45,9 @@ export function registerDev(program: Command): void {
     )
     .addHelpText('after', '\nPrints "ready HOST:PORT" once usable. SIGTERM or Ctrl-C stops it cleanly.')
   addPageServerOptions(addServeOptions(command, '.palimpsest/dev')).action((options: DevOptions) =>
-    serve('dev', options, async (listener, log, parts, watch) => {
+    serve('dev', options, async (listener, log, parts, watch, security) => {
       const loaded = watch.readiness.pending('pageserver', 'its manifests are not all loaded yet')
-      const safekeepers = await startCell(options, listener, log, parts, watch)
+      const safekeepers = await startCell(options, listener, log, parts, watch, security)
       parts.push(
         await startPageServer({
           dataDir: join(options.data, 'pageserver'),
@@ -54,7 +55,7 @@ export function registerDev(program: Command): void {
           cacheBytes: options.cacheSize,
           retryStopped: options.retryStopped,
           safekeepers,
-          security: outgoingSecurity(options),
+          security,
           listener,
           memoryBytes: options.memory,
           workers: options.workers,
@@ -74,6 +75,7 @@ async function startCell(
   log: Log,
   parts: Part[],
   watch: Watch,
+  security: ConnectionSecurity | undefined,
 ): Promise<Address[]> {
   const root = join(options.data, 'safekeepers')
   const count = cellSize(options, root)
@@ -100,7 +102,7 @@ async function startCell(
       peers,
       listener,
       log: log.child({ part: 'safekeeper', node: name }),
-      dial: { security: outgoingSecurity(options) },
+      dial: { security },
       disk: meteredDisk(nodeDisk, metrics),
       packs: workerPackRunner(),
       metrics,

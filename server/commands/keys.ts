@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
 import { PRIVATE, PUBLIC, writeNew } from '../keys/key-files.ts'
 import { ApiKeys, apiKeyLine, makeApiKey } from '../shared/api-keys.ts'
+import { readPublic, readSecret } from '../shared/credential-files.ts'
 import { CREDENTIAL_NAME, parseScopes } from '../shared/scopes.ts'
 import { makeSigningKey, parseKeySet, publicJwk, readSigningKey, signToken } from '../shared/tokens.ts'
 import { integerArgument, nodeNameArgument, printJson, UsageError } from './common.ts'
@@ -87,7 +88,11 @@ Example: TLS and two tokens for one machine
         json: boolean
       },
     ) => {
-      const ca = { cert: await text(join(options.ca, 'ca.pem')), key: await text(join(options.ca, 'ca.key')) }
+      const [certFile, keyFile] = [join(options.ca, 'ca.pem'), join(options.ca, 'ca.key')]
+      const ca = {
+        cert: readPublic(certFile, "CA's certificate").toString('utf8'),
+        key: readSecret(keyFile, "CA's private key").toString('utf8'),
+      }
       const { makeNodeCertificate } = await import('../keys/certificates.ts')
       const nodes = options.node ?? (NODE_NAME.test(name) ? [name] : [])
       const pair = await makeNodeCertificate(ca, name, options.host, options.days, nodes)
@@ -150,7 +155,7 @@ Example: TLS and two tokens for one machine
         throw new UsageError('give --days or --hours, not both')
       const hours = options.hours ?? (options.days ?? 30) * 24
       const expiresAtMs = Date.now() + hours * HOUR_MS
-      const key = readSigningKey(await text(options.key), options.key)
+      const key = readSigningKey(readSecret(options.key, 'signing key').toString('utf8'), options.key)
       const token = await signToken(key, { name, scopes: options.scope, expiresAtMs })
       const about = { name, scopes: options.scope, expires: new Date(expiresAtMs).toISOString() }
       await handOut(token, options, about)

@@ -4,7 +4,7 @@ import type { Command } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
 import { startPageServer } from '../pageserver/index.ts'
 import { addressesArgument, integerArgument, sizeArgument } from './common.ts'
-import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
+import { addServeOptions, type ServeOptions, serve } from './serve.ts'
 import { addStoreOptions, openStore, type StoreOptions } from './store-options.ts'
 
 export interface PageServerOptions {
@@ -46,7 +46,7 @@ export function registerPageServer(program: Command): void {
         .addHelpText('after', '\nPrints "ready HOST:PORT" once usable. SIGTERM or Ctrl-C stops it cleanly.'),
     ),
   ).action((options: ServeOptions & PageServerOptions & StoreOptions & { safekeepers: Address[] }) =>
-    serve('pageserver', options, async (listener, log, parts, watch) => {
+    serve('pageserver', options, async (listener, log, parts, watch, security) => {
       const loaded = watch.readiness.pending('pageserver', 'its manifests are not all loaded yet')
       parts.push(
         await startPageServer({
@@ -55,7 +55,7 @@ export function registerPageServer(program: Command): void {
           cacheBytes: options.cacheSize,
           retryStopped: options.retryStopped,
           safekeepers: options.safekeepers,
-          security: outgoingSecurity(options),
+          security,
           listener,
           memoryBytes: options.memory,
           workers: options.workers,

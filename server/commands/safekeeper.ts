@@ -10,7 +10,7 @@ import { meteredDisk } from '../shared/metered-disk.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import { addressArgument, addressesArgument, nodeNameArgument, UsageError, zoneArgument } from './common.ts'
-import { addServeOptions, outgoingSecurity, type ServeOptions, serve } from './serve.ts'
+import { addServeOptions, type ServeOptions, serve } from './serve.ts'
 import { addS3Options, openStoreAt, type S3CommandOptions } from './store-options.ts'
 
 interface SafekeeperCommandOptions extends ServeOptions, S3CommandOptions {
@@ -89,7 +89,7 @@ export function registerSafekeeper(program: Command): void {
           : `--peers does not have ${id}, which is this node`,
       )
     countBuffersInHeapLimit()
-    return serve('safekeeper', { ...options, id }, async (listener, log, parts, watch) => {
+    return serve('safekeeper', { ...options, id }, async (listener, log, parts, watch, security) => {
       const metrics = watch.part('safekeeper', { node: id })
       const backup = options.backup === undefined ? undefined : await openBackup(options.backup, options)
       const safekeeper = await startSafekeeper({
@@ -101,7 +101,7 @@ export function registerSafekeeper(program: Command): void {
         address: advertise && formatAddress(advertise),
         listener,
         log,
-        dial: { security: outgoingSecurity(options) },
+        dial: { security },
         disk: meteredDisk(nodeDisk, metrics),
         packs: workerPackRunner(),
         metrics,

@@ -1,8 +1,12 @@
 /** What the server commands share: options, the listener, and a clean stop at SIGTERM or SIGINT. */
 import type { Command } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
-import type { ConnectionSecurity } from '../../protocol/security.ts'
-import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
+import {
+  type ClientSecurity,
+  type ClientSecurityFiles,
+  openClientSecurity,
+} from '../shared/client-security.ts'
+import { ExpiryWatch } from '../shared/expiry.ts'
 import { Listener } from '../shared/listener.ts'
 import { createLog, type Log } from '../shared/log.ts'
 import { ServerSecurity, type ServerSecurityFiles } from '../shared/server-security.ts'
@@ -65,10 +69,11 @@ function addSecurityOptions(command: Command): void {
  * What this server brings to others that it dials: its own certificate, a CA to know them by, a token. Without a CA it
  * speaks plain TCP to them, even if it takes TLS from its clients.
  */
-export function outgoingSecurity(options: ServeOptions): ConnectionSecurity | undefined {
+function outgoingSecurity(options: ServeOptions, log: Log): ClientSecurity | undefined {
   const { tokenFile, insecureToken, tlsCa, tlsCert, tlsKey } = options
   return openClientSecurity(
     tlsCa === undefined ? { tokenFile, insecureToken } : { tokenFile, insecureToken, tlsCa, tlsCert, tlsKey },
+    problem => log.warn(problem),
   )
 }
 
@@ -79,15 +84,20 @@ export interface Part {
   close(): Promise<void>
 }
 
+/** Starts a server's parts. `security`: what it brings to others that it dials. */
+type Start = (
+  listener: Listener,
+  log: Log,
+  parts: Part[],
+  watch: Watch,
+  security: ClientSecurity | undefined,
+) => Promise<void>
+
 /**
  * Listens, starts the parts in order, prints `ready HOST:PORT`, waits for SIGTERM or SIGINT (a second one ends at
  * once), and closes the parts in reverse order.
  */
-export async function serve(
-  name: string,
-  options: ServeOptions,
-  start: (listener: Listener, log: Log, parts: Part[], watch: Watch) => Promise<void>,
-): Promise<void> {
+export async function serve(name: string, options: ServeOptions, start: Start): Promise<void> {
   const log = createLog({ name, level: options.logLevel, node: options.id })
   const watch = await openWatch(name, options, log)
   try {
@@ -97,16 +107,17 @@ export async function serve(
   }
 }
 
-async function serveWatched(
-  options: ServeOptions,
-  log: Log,
-  watch: Watch,
-  start: (listener: Listener, log: Log, parts: Part[], watch: Watch) => Promise<void>,
-): Promise<void> {
+async function serveWatched(options: ServeOptions, log: Log, watch: Watch, start: Start): Promise<void> {
   const listening = watch.readiness.pending('listener', 'not listening yet')
   const recovered = watch.readiness.pending('recovery', 'what is on disk is still being read')
   const parts: Part[] = []
   const security = await ServerSecurity.open(options, log)
+  const outgoing = outgoingSecurity(options, log)
+  const expiry = new ExpiryWatch(
+    () => [...security.expiring, ...(outgoing?.expiring ?? [])],
+    log,
+    watch.part('process'),
+  )
   const reload = () => void security.reload()
   process.on('SIGHUP', reload)
   const listener = new Listener({
@@ -121,7 +132,7 @@ async function serveWatched(
   try {
     await listener.listen()
     listening()
-    await start(listener, log, parts, watch)
+    await start(listener, log, parts, watch, outgoing)
     recovered()
     process.stdout.write(`ready ${listener.address}\n`)
     const signal = await stopSignal()
@@ -133,6 +144,7 @@ async function serveWatched(
     await listener.close()
     for (const part of parts.reverse()) await part.close()
     process.off('SIGHUP', reload)
+    expiry.close()
     security.close()
   }
 }

@@ -1,4 +1,5 @@
 /** Files with secrets: made whole or not at all, mode 0600, never over another file unless asked to. */
+import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, link, mkdir, open, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
@@ -13,7 +14,7 @@ export const PUBLIC = 0o644
  */
 export async function writeNew(file: string, text: string, mode: number, replace = false): Promise<void> {
   await mkdir(dirname(file), { recursive: true })
-  const temporary = `${file}.${process.pid}.tmp`
+  const temporary = `${file}.${randomBytes(6).toString('hex')}.tmp`
   let handle: FileHandle | undefined
   try {
     handle = await open(temporary, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, mode)

@@ -1,7 +1,8 @@
 /** What a listener needs to know of security: TLS, and who the clients are. Read from files, reloaded when they change. */
-import { readFile } from 'node:fs/promises'
 import { ApiKeys, isApiKey } from './api-keys.ts'
+import { readPublic } from './credential-files.ts'
 import { invalidError } from './errors.ts'
+import type { Expiring } from './expiry.ts'
 import type { Log } from './log.ts'
 import { Reloading } from './reloading.ts'
 import type { Principal } from './scopes.ts'
@@ -100,18 +101,23 @@ export class ServerSecurity {
         : await Reloading.open({
             what,
             files: [file],
-            load: async () => new parse(await readText(file), file),
+            load: async () => new parse(readPublic(file, what).toString('utf8'), file),
             log,
             lookMs,
           })
-    const keys = await open('token keys', tokenKeys, TokenKeys)
-    const fixed = await open('API keys', apiKeys, ApiKeys)
+    const keys = await open('file of token keys', tokenKeys, TokenKeys)
+    const fixed = await open('file of API keys', apiKeys, ApiKeys)
     return new ServerSecurity(tls, keys || fixed ? new Authenticator(keys, fixed) : undefined)
   }
 
   /** True if clients must prove who they are, by token or certificate. */
   get identifies(): boolean {
     return this.authenticator !== undefined || this.tls?.requireClientCertificate === true
+  }
+
+  /** What is in force and expires. */
+  get expiring(): readonly Expiring[] {
+    return this.tls === undefined ? [] : [this.tls.expiring]
   }
 
   /** Reads all files again. Never throws. */
@@ -123,13 +129,5 @@ export class ServerSecurity {
   close(): void {
     this.tls?.close()
     this.authenticator?.close()
-  }
-}
-
-async function readText(file: string): Promise<string> {
-  try {
-    return await readFile(file, 'utf8')
-  } catch (error) {
-    throw invalidError(`cannot read ${file}: ${(error as NodeJS.ErrnoException).code}`)
   }
 }

@@ -1,8 +1,9 @@
 /** A server's certificate, key and client CA: read from files, checked, and read again when they change. */
 import { constants, createPrivateKey, X509Certificate } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
 import { createSecureContext, type SecureContextOptions, type TlsOptions } from 'node:tls'
+import { readPublic, readSecret } from './credential-files.ts'
 import { invalidError } from './errors.ts'
+import { type Expiring, expiringCertificate } from './expiry.ts'
 import type { Log } from './log.ts'
 import { Reloading } from './reloading.ts'
 
@@ -21,68 +22,80 @@ export interface ServerTlsMaterial extends SecureContextOptions {
   readonly ca?: Buffer
 }
 
-const SOON_MS = 7 * 24 * 3600_000
+interface Loaded {
+  readonly material: ServerTlsMaterial
+  readonly expiring: Expiring
+}
 
 export class ServerTls {
   readonly requireClientCertificate: boolean
-  private readonly material: Reloading<ServerTlsMaterial>
+  private readonly loaded: Reloading<Loaded>
 
   /** @throws PalimpsestError of kind invalid that names the file */
   static async open(files: ServerTlsFiles, log: Log, lookMs?: number): Promise<ServerTls> {
     const names = [files.cert, files.key, ...(files.clientCa === undefined ? [] : [files.clientCa])]
-    const material = await Reloading.open({
+    const loaded = await Reloading.open({
       what: 'TLS certificate',
       files: names,
-      load: () => load(files, log),
+      load: async () => load(files, log),
       log,
       lookMs,
     })
-    return new ServerTls(files, material)
+    return new ServerTls(files, loaded)
   }
 
-  private constructor(files: ServerTlsFiles, material: Reloading<ServerTlsMaterial>) {
+  private constructor(files: ServerTlsFiles, loaded: Reloading<Loaded>) {
     this.requireClientCertificate = files.clientCa !== undefined
-    this.material = material
+    this.loaded = loaded
+  }
+
+  /** The certificate in force. */
+  get expiring(): Expiring {
+    return this.loaded.value.expiring
   }
 
   /** For `tls.createServer`. */
   get options(): TlsOptions {
     return {
-      ...this.material.value,
+      ...this.loaded.value.material,
       requestCert: this.requireClientCertificate,
       rejectUnauthorized: this.requireClientCertificate,
     }
   }
 
   onChange(run: (material: ServerTlsMaterial) => void): void {
-    this.material.onChange(run)
+    this.loaded.onChange(({ material }) => run(material))
   }
 
   reload(): Promise<void> {
-    return this.material.reload()
+    return this.loaded.reload()
   }
 
   close(): void {
-    this.material.close()
+    this.loaded.close()
   }
 }
 
-async function load(files: ServerTlsFiles, log: Log): Promise<ServerTlsMaterial> {
-  const cert = await readPem(files.cert, 'certificate')
-  const key = await readPem(files.key, 'private key')
-  const ca = files.clientCa === undefined ? undefined : await readPem(files.clientCa, 'client CA')
+function load(files: ServerTlsFiles, log: Log): Loaded {
+  const cert = readPublic(files.cert, 'certificate')
+  const key = readSecret(files.key, 'private key')
+  const ca = files.clientCa === undefined ? undefined : readPublic(files.clientCa, 'client CA')
   const certificate = parse(files.cert, () => new X509Certificate(cert))
   const privateKey = parse(files.key, () => createPrivateKey(key))
   if (ca !== undefined) parse(files.clientCa as string, () => new X509Certificate(ca))
   if (!certificate.checkPrivateKey(privateKey))
     throw invalidError(`the private key in ${files.key} does not belong to the certificate in ${files.cert}`)
-  const validTo = certificate.validToDate
-  const leftMs = validTo.getTime() - Date.now()
-  if (leftMs <= 0)
+  const { validFromDate: validFrom, validToDate: validTo } = certificate
+  const expiring = expiringCertificate(cert, files.cert)
+  const nowMs = Date.now()
+  if (validTo.getTime() <= nowMs)
     throw invalidError(`the certificate in ${files.cert} expired at ${validTo.toISOString()}; renew it`)
+  if (validFrom.getTime() > nowMs)
+    throw invalidError(
+      `the certificate in ${files.cert} is valid from ${validFrom.toISOString()} on only; wait, or set this machine's clock`,
+    )
   const about = { file: files.cert, names: certificate.subjectAltName, validTo: validTo.toISOString() }
-  if (leftMs < SOON_MS) log.warn(about, 'the TLS certificate expires soon; renew it')
-  else log.info(about, 'TLS certificate')
+  log.info(about, 'TLS certificate')
   const material: ServerTlsMaterial = {
     cert,
     key,
@@ -93,16 +106,7 @@ async function load(files: ServerTlsFiles, log: Log): Promise<ServerTlsMaterial>
   }
   // Whatever else OpenSSL may dislike shows here, and not at the first client.
   parse(files.cert, () => createSecureContext(material))
-  return material
-}
-
-/** @throws PalimpsestError of kind invalid */
-export async function readPem(file: string, what: string): Promise<Buffer> {
-  try {
-    return await readFile(file)
-  } catch (error) {
-    throw invalidError(`cannot read the ${what} ${file}: ${(error as NodeJS.ErrnoException).code}`)
-  }
+  return { material, expiring }
 }
 
 function parse<T>(file: string, run: () => T): T {

@@ -77,7 +77,7 @@ export class Pki {
   /** A file with a token. */
   async tokenFile(scopes: string[], options: { name?: string; expiresAtMs?: number } = {}): Promise<string> {
     const file = this.path(`token-${++this.files}`)
-    writeFileSync(file, `${await this.token(scopes, options)}\n`)
+    writeFileSync(file, `${await this.token(scopes, options)}\n`, { mode: 0o600 })
     return file
   }
 
@@ -85,7 +85,7 @@ export class Pki {
   apiKey(name: string, scopes: string[]): { key: string; line: string; file: string } {
     const key = makeApiKey()
     const file = this.path(`api-key-${++this.files}`)
-    writeFileSync(file, key)
+    writeFileSync(file, key, { mode: 0o600 })
     return { key, line: apiKeyLine(name, scopes, key), file }
   }
 

@@ -321,7 +321,7 @@ t.test('where a server may listen, and what it refuses to start with', async t =
   await t.rejects(ServerSecurity.open({ tlsClientCa: 'x' }, silentLog), like({ message: /needs --tls-cert/ }))
   await t.rejects(
     ServerSecurity.open({ apiKeys: '/nowhere' }, silentLog),
-    like({ message: /cannot read \/nowhere: ENOENT/ }),
+    like({ message: /cannot read the file of API keys \/nowhere: ENOENT/ }),
   )
   await pki.writeNode('old', ['a'], -1)
   const old = { tlsCert: pki.path('old.pem'), tlsKey: pki.path('old.key') }
@@ -340,7 +340,7 @@ t.test('a client does not give its token to the network', async t => {
   t.throws(() => openClientSecurity({ tokenFile }), like({ message: /does not hold one token/ }))
   t.throws(() => openClientSecurity({ tlsCert: 'x', tlsCa: 'y' }), like({ message: /belong together/ }))
   t.throws(() => openClientSecurity({ tlsCert: 'x', tlsKey: 'z' }), like({ message: /needs --tls-ca/ }))
-  t.throws(() => openClientSecurity({ tlsCa: '/nowhere' }), like({ message: /cannot read \/nowhere/ }))
+  t.throws(() => openClientSecurity({ tlsCa: '/nowhere' }), like({ message: /cannot read the CA \/nowhere/ }))
 })
 
 t.test('half-open and slow connections', async t => {
