@@ -160,6 +160,9 @@ class Session {
   readonly #totals: AttachTotals
   readonly #servers: Servers
   readonly #timeline: TimelineId
+  /** As it was when the session began; undefined: it was made then. */
+  readonly #status: TimelineStatus | undefined
+  readonly #scan: DatadirScan
   readonly #writer: WalWriter
   /** Where the log ended when this session took it over. */
   readonly #fromLsn: Lsn
@@ -183,8 +186,11 @@ class Session {
     status: TimelineStatus | undefined,
     writer: WalWriter,
     tail: RingTail,
+    scan: DatadirScan,
   ) {
     this.#o = options
+    this.#status = status
+    this.#scan = scan
     this.#totals = totals
     this.#servers = servers
     this.#timeline = timeline
@@ -236,6 +242,7 @@ class Session {
     const begin = tail.position
     this.#capture = new FileCapture({
       datadir: options.datadir,
+      files: scan.spaces[0]!.files,
       sink: fileSink(servers.pageServer, timeline),
       position: options.live ? () => tail.position : () => begin,
       ...(options.rules ? { rules: options.rules } : {}),
@@ -288,19 +295,13 @@ class Session {
         ),
       )
       const tail = await RingTail.open(path, { fromLsn: writer.endLsn, cold: !live })
-      const session = new Session(options, totals, servers, timeline, status, writer, tail)
-      session.#status = status
-      session.#scan = scan
-      return session
+      return new Session(options, totals, servers, timeline, status, writer, tail, scan)
     } catch (error) {
       writer?.close()
       servers.close()
       throw error
     }
   }
-
-  #status: TimelineStatus | undefined
-  #scan: DatadirScan | undefined
 
   /** For metrics. */
   readonly view = (): SessionView => ({
@@ -326,8 +327,8 @@ class Session {
   async run(): Promise<AttachResult> {
     const { progress, signal, once } = this.#o
     const job = await this.#missingImport()
-    this.#tracker.know(this.#scan!.spaces.map(space => space.space))
-    for (const { space, format } of this.#scan!.spaces)
+    this.#tracker.know(this.#scan.spaces.map(space => space.space))
+    for (const { space, format } of this.#scan.spaces)
       if (format.encryptedHint) this.#encryption.prepared.add(space)
     if (job) {
       await this.#imports.begin(job)
@@ -546,7 +547,7 @@ class Session {
   async #refuseEncryption(space: number, lsn: Lsn): Promise<never> {
     const name =
       this.#tracker.nameOf(space) ??
-      this.#scan?.spaces.find(file => file.space === space)?.name ??
+      this.#scan.spaces.find(file => file.space === space)?.name ??
       'no name known'
     // What is readable has its table definitions, too.
     await this.#capture.idle().catch(() => {})

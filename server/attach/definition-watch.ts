@@ -8,10 +8,11 @@
  *
  * The thread tells when it read; the LSN comes from the main thread, which keeps it where the thread can see it.
  */
-import { type FSWatcher, lstatSync, readdirSync, readFileSync, statSync, watch } from 'node:fs'
+import { closeSync, type FSWatcher, fstatSync, readdirSync, readSync, statSync, watch } from 'node:fs'
 import { join } from 'node:path'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 import type { Lsn } from '../../protocol/ids.ts'
+import { ForeignFileError, openServerFileSync, type ServerFiles } from '../datadir/server-files.ts'
 
 /** A definition as it was when somebody looked; without `content` it was gone. */
 export interface SeenDefinition {
@@ -35,6 +36,7 @@ export function isDefinition(path: string): boolean {
 interface ThreadData {
   readonly palimpsest: 'definition-watch'
   readonly datadir: string
+  readonly files: ServerFiles
   readonly position: SharedArrayBuffer
 }
 
@@ -45,10 +47,11 @@ export class DefinitionWatch {
   #queueBytes = 0
   #lost = false
 
-  constructor(datadir: string) {
+  constructor(datadir: string, files: ServerFiles) {
     const data: ThreadData = {
       palimpsest: 'definition-watch',
       datadir,
+      files,
       position: this.#position.buffer as SharedArrayBuffer,
     }
     this.#worker = new Worker(new URL(import.meta.url), { workerData: data })
@@ -110,7 +113,7 @@ interface WatchRequest {
   readonly list: boolean
 }
 
-function runThread({ datadir, position }: ThreadData): void {
+function runThread({ datadir, files, position }: ThreadData): void {
   const lsn = new BigInt64Array(position)
   const watchers = new Map<string, { readonly watcher: FSWatcher; readonly inode: bigint }>()
   const last = new Map<string, { inode: bigint; mtimeNs: bigint; size: bigint }>()
@@ -118,10 +121,13 @@ function runThread({ datadir, position }: ThreadData): void {
   const look = (path: string): void => {
     const at = Number(Atomics.load(lsn, 0)) as Lsn
     const full = join(datadir, path)
+    let fd: number | undefined
     try {
-      const info = lstatSync(full, { bigint: true })
-      if (!info.isFile() || info.size > DEFINITION_BYTES_MAX) return
-      const content = readFileSync(full)
+      fd = openServerFileSync(files, full)
+      const info = fstatSync(fd, { bigint: true })
+      if (info.size > DEFINITION_BYTES_MAX) return
+      const buffer = Buffer.alloc(Number(info.size))
+      const content = buffer.subarray(0, readSync(fd, buffer, 0, buffer.length, 0))
       const known = last.get(path)
       // A file that is being written comes again with its next event.
       if (
@@ -141,10 +147,12 @@ function runThread({ datadir, position }: ThreadData): void {
         mtimeNs,
         inode: ino,
       } satisfies SeenDefinition)
-    } catch {
-      if (!last.delete(path)) return
+    } catch (error) {
+      if (error instanceof ForeignFileError || !last.delete(path)) return
       const gone = { path, lsn: at, content: undefined, mode: 0, mtimeNs: 0n, inode: 0n }
       parentPort!.postMessage(gone satisfies SeenDefinition)
+    } finally {
+      if (fd !== undefined) closeSync(fd)
     }
   }
 

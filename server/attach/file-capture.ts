@@ -10,11 +10,12 @@
  * A file counts as read if its size, time and inode were the same before and after.
  */
 import { type FSWatcher, type Stats, statSync, watch } from 'node:fs'
-import { type FileHandle, open, readdir, stat } from 'node:fs/promises'
+import { type FileHandle, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { crc32c } from '../../protocol/crc32c.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { explainSystemError, isMissing } from '../datadir/errors.ts'
+import { ForeignFileError, openServerFile, type ServerFiles } from '../datadir/server-files.ts'
 import { DefinitionWatch, isDefinition, type SeenDefinition } from './definition-watch.ts'
 import { captureOrder, type FileRules, isCaptured, isWatchedDirectory } from './file-rules.ts'
 
@@ -34,6 +35,8 @@ export interface FileSink {
 
 export interface FileCaptureOptions {
   readonly datadir: string
+  /** Whose files are read. */
+  readonly files: ServerFiles
   readonly sink: FileSink
   /** LSN up to which redo has been read. */
   readonly position: () => Lsn
@@ -57,6 +60,8 @@ const DEPTH_MAX = 3
 const POSITION_MS = 2
 /** The receiver makes files durable that arrive together with one write. */
 const FILES_AT_ONCE = 32
+/** Whoever fills a datadir with links does not fill the log. */
+const WARNINGS_MAX = 100
 
 interface Known {
   size: number
@@ -127,7 +132,7 @@ export class FileCapture {
   /** Starts to watch. `poll` must be called now and then. */
   watch(): void {
     this.#watching = true
-    const definitions = new DefinitionWatch(this.#options.datadir)
+    const definitions = new DefinitionWatch(this.#options.datadir, this.#options.files)
     this.#definitions = definitions
     definitions.position = this.#options.position()
     this.#positionTimer = setInterval(() => {
@@ -267,7 +272,7 @@ export class FileCapture {
   }
 
   #warnOnce(message: string): void {
-    if (this.#warned.has(message)) return
+    if (this.#warned.has(message) || this.#warned.size >= WARNINGS_MAX) return
     this.#warned.add(message)
     this.#options.warn?.(message)
   }
@@ -333,9 +338,13 @@ export class FileCapture {
     for (let attempt = 1; ; attempt++) {
       let file: FileHandle
       try {
-        if (!(await stat(full)).isFile()) return
-        file = await open(full, 'r')
+        file = await openServerFile(this.#options.files, full, path.includes('/'))
       } catch (error) {
+        if (error instanceof ForeignFileError) {
+          // A directory or a socket that came by is nothing to tell; this is somebody's mistake, or worse.
+          if (error.isForeign) this.#warnOnce(error.message)
+          return
+        }
         if (!isMissing(error)) throw explainSystemError(full, error)
         if (this.#known.delete(path)) await this.#options.sink.remove(path, lsn)
         return

@@ -20,7 +20,7 @@
  * the moment when it renames a new one over it. The reader keeps the old file open, reads it to its end, and goes on
  * in the new one.
  */
-import { type FileHandle, open, stat } from 'node:fs/promises'
+import { type FileHandle, stat } from 'node:fs/promises'
 import {
   LOG_START_OFFSET,
   type LogCheckpoint,
@@ -33,6 +33,7 @@ import { read4 } from '../../parser/page-format.ts'
 import { CorruptRedoError } from '../../parser/record-decoder.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { explainSystemError, isMissing } from '../datadir/errors.ts'
+import { openServerFile } from '../datadir/server-files.ts'
 import { corruptError, PalimpsestError } from '../shared/errors.ts'
 import { BLOCK_BYTES_MOST, StaleGuard } from './stale-guard.ts'
 
@@ -142,7 +143,8 @@ async function readHead(path: string, file: FileHandle): Promise<LogFileHead> {
 async function openLog(path: string): Promise<OpenLog> {
   let file: FileHandle
   try {
-    file = await open(path, 'r')
+    // A FIFO would not let go of whoever opens it.
+    file = await openServerFile(undefined, path)
   } catch (error) {
     throw explainSystemError(path, error)
   }

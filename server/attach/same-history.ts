@@ -16,16 +16,16 @@
  *
  * 2 and 3 look at some pages only: the newest, where histories that parted differ most, and in 3 also a random choice.
  */
-import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FIL_PAGE_OFFSET, FIL_PAGE_SPACE_ID, pageLsn, read4, verifyPage } from '../../parser/page-format.ts'
 import type { Connection } from '../../protocol/connection.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import { MessageType, type TimelineStatus } from '../../protocol/messages.ts'
-import { isMissing } from '../datadir/errors.ts'
+import { explainSystemError, isMissing } from '../datadir/errors.ts'
 import { fetchBatch, type PageSource } from '../datadir/page-fetcher.ts'
 import { SpaceReader } from '../datadir/page-reader.ts'
 import type { DatadirScan, SpaceFile } from '../datadir/scan.ts'
+import { openServerFile, serverFilesOf } from '../datadir/server-files.ts'
 import { invalidError, PalimpsestError } from '../shared/errors.ts'
 
 const ARIA_CONTROL = 'aria_log_control'
@@ -80,11 +80,11 @@ export async function checkServerIdentity(
   const path = join(datadir, ARIA_CONTROL)
   const buffer = Buffer.alloc(ARIA_UUID_AT + ARIA_UUID_BYTES)
   try {
-    const file = await open(path, 'r')
+    const file = await openServerFile(await serverFilesOf(datadir), path)
     await file.read(buffer, 0, buffer.length, 0).finally(() => file.close())
   } catch (error) {
     if (isMissing(error)) return
-    throw error
+    throw explainSystemError(path, error)
   }
   const here = ariaUuid(buffer)
   let there: string | undefined

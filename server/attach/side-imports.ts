@@ -9,11 +9,11 @@
 import type { Connection } from '../../protocol/connection.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
-import { type SpaceFile, scanTable } from '../datadir/scan.ts'
+import { isUndoName, type SpaceFile, scanTable } from '../datadir/scan.ts'
 import type { Progress } from '../shared/progress.ts'
 import { PageImport } from './page-import.ts'
 import type { UnknownSpaces } from './space-tracker.ts'
-import { isUndoName, UndoWatch } from './undo-watch.ts'
+import { UndoWatch } from './undo-watch.ts'
 
 export interface SideImportsOptions {
   readonly datadir: string

@@ -9,13 +9,9 @@
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { explainSystemError, isMissing } from '../datadir/errors.ts'
-import { type SpaceFile, scanTable } from '../datadir/scan.ts'
+import { isUndoName, type SpaceFile, scanTable } from '../datadir/scan.ts'
 
 const LOOK_MS = 200
-
-export function isUndoName(name: string): boolean {
-  return /^undo\d{3}$/.test(name)
-}
 
 export class UndoWatch {
   readonly #datadir: string

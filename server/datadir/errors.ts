@@ -27,7 +27,7 @@ export class DamagedPageError extends PalimpsestError {
   }
 }
 
-/** Turns what the operating system said into what a person can act upon. */
+/** Turns what the operating system said into what a person can act upon; other errors stay what they are. */
 export function explainSystemError(path: string, error: unknown): Error {
   const code = (error as NodeJS.ErrnoException | undefined)?.code
   if (code === 'EACCES' || code === 'EPERM')
@@ -44,6 +44,9 @@ export function explainSystemError(path: string, error: unknown): Error {
     return new DatadirError(path, 'no space left on this disk; make room, or choose another one', {
       cause: error,
     })
+  if (code === 'EROFS') return new DatadirError(path, 'is read-only; choose another place', { cause: error })
+  if (error instanceof Error && (error as NodeJS.ErrnoException).syscall !== undefined)
+    return new DatadirError(path, error.message, { cause: error })
   return error instanceof Error ? error : new Error(String(error))
 }
 

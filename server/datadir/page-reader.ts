@@ -7,7 +7,7 @@
  * and real damage. The first is told by reading again, the second by the extent descriptors, and what remains is an
  * error that names file and page.
  */
-import { type FileHandle, open } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
 import { descriptorPageOf, doublewriteAreas, ExtentMap, type PageRange } from '../../parser/extent-map.ts'
 import { decompressPage, isPageCompressed } from '../../parser/page-compression.ts'
 import {
@@ -21,6 +21,7 @@ import {
 import type { Lsn } from '../../protocol/ids.ts'
 import { DamagedPageError, explainSystemError, isMissing } from './errors.ts'
 import type { SpaceFile, SpaceFilePart } from './scan.ts'
+import { openServerFile } from './server-files.ts'
 
 export const READ_BYTES = 1 << 20
 const TORN_ATTEMPTS = 40
@@ -71,7 +72,7 @@ export class SpaceReader {
     const reader = new SpaceReader(space)
     for (const part of space.parts) {
       try {
-        reader.#parts.push({ part, file: await open(part.path, 'r') })
+        reader.#parts.push({ part, file: await openServerFile(space.files, part.path) })
       } catch (error) {
         await reader.close()
         if (isMissing(error)) return undefined

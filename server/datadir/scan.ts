@@ -5,7 +5,7 @@
  * be that of a running server, so files may come and go while they are looked at; a file that vanishes is left out, and
  * one whose page 0 is still blank is listed as `unborn`: the redo log tells the rest of its story.
  */
-import { type FileHandle, open, readdir, readFile, stat } from 'node:fs/promises'
+import { type FileHandle, readdir, stat } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import {
   FIL_PAGE_OFFSET,
@@ -25,6 +25,7 @@ import {
 } from '../../parser/space-flags.ts'
 import { type PalimpsestError, retryError } from '../shared/errors.ts'
 import { DatadirError, explainSystemError, isMissing } from './errors.ts'
+import { openServerFile, type ServerFiles, serverFilesOf } from './server-files.ts'
 
 /** One file of a tablespace. All tablespaces have exactly one, but for the system tablespace, which may have several. */
 export interface SpaceFilePart {
@@ -56,6 +57,8 @@ export interface SpaceFile {
   readonly inode: bigint
   /** DATA DIRECTORY: name is an absolute path. */
   readonly external: boolean
+  /** Whose files these have to be. */
+  readonly files: ServerFiles
 }
 
 export interface DatadirScan {
@@ -81,6 +84,12 @@ const PAGE_SIZE_MIN = 4096
 const PAGE_0_BYTES_MAX = 65536
 const PAGE_0_ATTEMPTS = 20
 const PAGE_0_RETRY_MS = 25
+/** A path has 4096 bytes at most. */
+const LINK_BYTES_MAX = 8192
+
+export function isUndoName(name: string): boolean {
+  return /^undo\d{3}$/.test(name)
+}
 
 /** Directories in a datadir that hold no InnoDB tables, or not ours. */
 function isDatabaseDirectory(name: string): boolean {
@@ -102,41 +111,26 @@ export async function scanDatadir(datadir: string, options: ScanOptions = {}): P
     throw explainSystemError(root, error)
   }
   refuseStrangers(root, names, options.withoutLog ?? false)
-  const spaces: SpaceFile[] = []
-  const unborn: string[] = []
-  const system = await scanSystem(root, names, options)
-  spaces.push(system)
+  const scanner = new Scanner(root, await serverFilesOf(root), options)
+  const system = await scanner.system(names)
+  for (const name of names.filter(isUndoName))
+    await scanner.add({ path: join(root, name), name, kind: 'undo' })
+  for (const directory of await directories(root)) await scanner.database(directory)
   const pageSize = system.format.logicalSize
-  for (const name of names.filter(n => /^undo\d{3}$/.test(n)))
-    await addFile(join(root, name), name, 'undo', false, spaces, unborn, options)
-  for (const directory of await directories(root)) {
-    let files: string[]
-    try {
-      files = (await readdir(join(root, directory))).sort()
-    } catch (error) {
-      if (isMissing(error)) continue
-      throw explainSystemError(join(root, directory), error)
-    }
-    const links = new Set(files.filter(f => f.endsWith('.isl')))
-    for (const file of files) {
-      options.signal?.throwIfAborted()
-      if (file.endsWith('.ibd') && file !== '.ibd') {
-        // A file beside a link of the same name is not the table's: the link says where that is.
-        if (links.has(`${file.slice(0, -4)}.isl`)) continue
-        const path = join(root, directory, file)
-        await addFile(path, `${directory}/${file}`, 'table', false, spaces, unborn, options)
-      } else if (file.endsWith('.isl')) {
-        const target = await readLink(join(root, directory, file))
-        if (!target) continue
-        // RENAME TABLE to another database leaves the old link behind, without a table. InnoDB does not look at it.
-        const stale = !files.includes(`${file.slice(0, -4).split('#')[0]}.frm`)
-        const live = options.live || (stale && (await isAbsent(target)))
-        await addFile(target, target, 'table', true, spaces, unborn, { ...options, live })
-      }
-    }
-  }
+  const spaces = await onePerId([system, ...scanner.spaces], pageSize, options)
+  let bytes = 0
+  for (const space of spaces) bytes += space.pages * space.format.physicalSize
+  return { datadir: root, pageSize, spaces, unborn: scanner.unborn, bytes }
+}
+
+/** In the order of a scan's result. @throws PalimpsestError for two files with one id, or other pages than the server's */
+async function onePerId(
+  found: readonly SpaceFile[],
+  pageSize: number,
+  options: ScanOptions,
+): Promise<SpaceFile[]> {
   const bySpace = new Map<number, SpaceFile>()
-  for (const space of spaces) {
+  for (const space of found) {
     const other = bySpace.get(space.space)
     if (other && (!options.live || (await areBoth(space, other)))) throw twiceError(space, other, options)
     if (space.format.logicalSize !== pageSize)
@@ -147,10 +141,7 @@ export async function scanDatadir(datadir: string, options: ScanOptions = {}): P
     // While a table is renamed, a scan may meet it under both names; the later one is the newer.
     bySpace.set(space.space, space)
   }
-  const kept = [...bySpace.values()].sort(compareSpaces)
-  let bytes = 0
-  for (const space of kept) bytes += space.pages * space.format.physicalSize
-  return { datadir: root, pageSize, spaces: kept, unborn, bytes }
+  return [...bySpace.values()].sort(compareSpaces)
 }
 
 const KIND_ORDER: Record<SpaceKind, number> = { system: 0, undo: 1, table: 2 }
@@ -196,10 +187,6 @@ function refuseStrangers(root: string, names: readonly string[], withoutLog: boo
     )
 }
 
-async function isAbsent(path: string): Promise<boolean> {
-  return await stat(path).then(() => false, isMissing)
-}
-
 /** Beside a running server it may pass: IMPORT TABLESPACE gives a file that was copied there an id of its own. */
 function twiceError(space: SpaceFile, other: SpaceFile, { live }: ScanOptions): PalimpsestError {
   const { path } = space.parts[0]!
@@ -215,9 +202,12 @@ async function areBoth(a: SpaceFile, b: SpaceFile): Promise<boolean> {
 }
 
 /** A link file is one line: the absolute path of the .ibd file. */
-async function readLink(path: string): Promise<string | undefined> {
+async function readLink(files: ServerFiles, path: string): Promise<string | undefined> {
   try {
-    const target = (await readFile(path, 'utf8')).replace(/[\s\0]+$/, '')
+    const file = await openServerFile(files, path)
+    const buffer = Buffer.alloc(LINK_BYTES_MAX)
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, 0).finally(() => file.close())
+    const target = buffer.toString('utf8', 0, bytesRead).replace(/[\s\0]+$/, '')
     if (!target.startsWith('/') || !target.endsWith('.ibd'))
       throw new DatadirError(path, `does not name an .ibd file but "${target.slice(0, 200)}"`)
     return target
@@ -235,13 +225,17 @@ interface FirstPage {
 }
 
 /** Page 0, checked; 'unborn' when it is blank, 'gone' when the file is. */
-async function readFirstPage(path: string, options: ScanOptions): Promise<FirstPage | 'unborn' | 'gone'> {
+async function readFirstPage(
+  files: ServerFiles,
+  path: string,
+  live: boolean,
+): Promise<FirstPage | 'unborn' | 'gone'> {
   let reason = ''
-  for (let attempt = 0; attempt < (options.live ? PAGE_0_ATTEMPTS : 1); attempt++) {
+  for (let attempt = 0; attempt < (live ? PAGE_0_ATTEMPTS : 1); attempt++) {
     if (attempt > 0) await new Promise(done => setTimeout(done, PAGE_0_RETRY_MS))
     let file: FileHandle
     try {
-      file = await open(path, 'r')
+      file = await openServerFile(files, path)
     } catch (error) {
       if (isMissing(error)) return 'gone'
       throw explainSystemError(path, error)
@@ -294,52 +288,151 @@ function refuseEncrypted(path: string, page: Uint8Array, format: SpaceFormat): v
   )
 }
 
-async function addFile(
-  path: string,
-  name: string,
-  kind: SpaceKind,
-  external: boolean,
-  spaces: SpaceFile[],
-  unborn: string[],
-  options: ScanOptions,
-): Promise<void> {
-  const first = await readFirstPage(path, options)
-  if (first === 'gone') {
-    if (external && !options.live)
+interface FoundFile {
+  readonly path: string
+  /** As the redo log has it. */
+  readonly name: string
+  readonly kind: 'undo' | 'table'
+  /** DATA DIRECTORY. */
+  readonly external?: boolean
+  /** It may not be there. */
+  readonly optional?: boolean
+}
+
+class Scanner {
+  readonly spaces: SpaceFile[] = []
+  readonly unborn: string[] = []
+  readonly #root: string
+  readonly #files: ServerFiles
+  readonly #options: ScanOptions
+
+  constructor(root: string, files: ServerFiles, options: ScanOptions) {
+    this.#root = root
+    this.#files = files
+    this.#options = options
+  }
+
+  async add({ path, name, kind, external = false, optional = false }: FoundFile): Promise<void> {
+    const first = await readFirstPage(this.#files, path, this.#options.live ?? false)
+    if (first === 'gone') {
+      if (external && !optional && !this.#options.live)
+        throw new DatadirError(
+          path,
+          'is named by an .isl link in the datadir but does not exist; restore it, or remove the link',
+        )
+      return
+    }
+    if (first === 'unborn') {
+      this.unborn.push(name)
+      return
+    }
+    const { format, page, bytes, inode } = first
+    const space = read4(page, FSP_SPACE_ID)
+    if (space === 0 || space !== read4(page, FIL_PAGE_SPACE_ID))
       throw new DatadirError(
         path,
-        'is named by an .isl link in the datadir but does not exist; restore it, or remove the link',
+        `page 0 names two tablespace ids, ${space} and ${read4(page, FIL_PAGE_SPACE_ID)}`,
       )
-    return
+    const pages = Math.floor(bytes / format.physicalSize)
+    this.spaces.push({
+      space,
+      name,
+      kind,
+      format,
+      parts: [{ path, firstPage: 0, pages }],
+      pages,
+      fspSize: read4(page, FSP_SIZE),
+      fspFreeLimit: read4(page, FSP_FREE_LIMIT),
+      inode,
+      external,
+      files: this.#files,
+    })
   }
-  if (first === 'unborn') {
-    unborn.push(name)
-    return
+
+  /** The tablespaces of one database. */
+  async database(directory: string): Promise<void> {
+    const root = join(this.#root, directory)
+    let files: string[]
+    try {
+      files = (await readdir(root)).sort()
+    } catch (error) {
+      if (isMissing(error)) return
+      throw explainSystemError(root, error)
+    }
+    const links = new Set(files.filter(f => f.endsWith('.isl')))
+    for (const file of files) {
+      this.#options.signal?.throwIfAborted()
+      const path = join(root, file)
+      if (file.endsWith('.ibd') && file !== '.ibd') {
+        // A file beside a link of the same name is not the table's: the link says where that is.
+        if (!links.has(`${file.slice(0, -4)}.isl`))
+          await this.add({ path, name: `${directory}/${file}`, kind: 'table' })
+      } else if (file.endsWith('.isl')) {
+        const target = await readLink(this.#files, path)
+        if (target === undefined) continue
+        // RENAME TABLE to another database leaves the old link behind, without a table. InnoDB does not look at it.
+        const optional = !files.includes(`${file.slice(0, -4).split('#')[0]}.frm`)
+        await this.add({ path: target, name: target, kind: 'table', external: true, optional })
+      }
+    }
   }
-  const { format, page, bytes, inode } = first
-  const space = read4(page, FSP_SPACE_ID)
-  if (space === 0 || space !== read4(page, FIL_PAGE_SPACE_ID))
-    throw new DatadirError(
-      path,
-      `page 0 names two tablespace ids, ${space} and ${read4(page, FIL_PAGE_SPACE_ID)}`,
-    )
-  const pages = Math.floor(bytes / format.physicalSize)
-  spaces.push({
-    space,
-    name,
-    kind,
-    format,
-    parts: [{ path, firstPage: 0, pages }],
-    pages,
-    fspSize: read4(page, FSP_SIZE),
-    fspFreeLimit: read4(page, FSP_FREE_LIMIT),
-    inode,
-    external,
-  })
+
+  /**
+   * The system tablespace: ibdata1, and as many of ibdata2, ibdata3, … as FSP_SIZE asks for. innodb_data_file_path is
+   * nowhere recorded, but files are always filled in the order of their numbers and only the last may grow.
+   */
+  async system(names: readonly string[]): Promise<SpaceFile> {
+    const root = this.#root
+    const path = join(root, 'ibdata1')
+    const first = await readFirstPage(this.#files, path, this.#options.live ?? false)
+    if (first === 'gone' || first === 'unborn')
+      throw new DatadirError(path, 'page 0 is blank; the system tablespace was never initialised')
+    const { format, page, inode } = first
+    const space = read4(page, FSP_SPACE_ID)
+    if (space !== 0) throw new DatadirError(path, `has tablespace id ${space} instead of 0`)
+    const fspSize = read4(page, FSP_SIZE)
+    const parts: SpaceFilePart[] = []
+    let pages = 0
+    const candidates = names
+      .filter(n => /^ibdata[1-9]\d{0,3}$/.test(n))
+      .sort((a, b) => Number(a.slice(6)) - Number(b.slice(6)))
+    for (const name of candidates) {
+      if (pages >= fspSize) break
+      const part = join(root, name)
+      const filePages = Math.floor((await stat(part)).size / format.physicalSize)
+      parts.push({ path: part, firstPage: pages, pages: filePages })
+      pages += filePages
+    }
+    if (pages < fspSize)
+      throw new DatadirError(
+        path,
+        `the system tablespace has ${fspSize} pages, but ${candidates.join(', ')} hold only ${pages}; ` +
+          'further files must be named ibdata2, ibdata3, … and lie in the datadir',
+      )
+    const name = parts
+      .map((part, i) => {
+        const base = part.path.slice(root.length + 1)
+        return i < parts.length - 1 ? `${base}:${part.pages}` : base
+      })
+      .join(',')
+    return {
+      space,
+      name,
+      kind: 'system',
+      format,
+      parts,
+      pages,
+      fspSize,
+      fspFreeLimit: read4(page, FSP_FREE_LIMIT),
+      inode,
+      external: false,
+      files: this.#files,
+    }
+  }
 }
 
 /**
- * One table's tablespace, by the name that the redo log has for it.
+ * One table's tablespace of a running server, by the name that the redo log has for it.
  * @param external `name` is an absolute path
  * @returns undefined when there is no such file, or nothing in it yet
  */
@@ -347,65 +440,11 @@ export async function scanTable(
   datadir: string,
   name: string,
   external: boolean,
-  options: ScanOptions = {},
 ): Promise<SpaceFile | undefined> {
-  const spaces: SpaceFile[] = []
-  await addFile(external ? name : join(resolve(datadir), name), name, 'table', external, spaces, [], {
-    ...options,
-    live: true,
-  })
-  return spaces[0]
-}
-
-/**
- * The system tablespace: ibdata1, and as many of ibdata2, ibdata3, … as FSP_SIZE asks for. innodb_data_file_path is
- * nowhere recorded, but files are always filled in the order of their numbers and only the last may grow.
- */
-async function scanSystem(root: string, names: readonly string[], options: ScanOptions): Promise<SpaceFile> {
-  const path = join(root, 'ibdata1')
-  const first = await readFirstPage(path, options)
-  if (first === 'gone' || first === 'unborn')
-    throw new DatadirError(path, 'page 0 is blank; the system tablespace was never initialised')
-  const { format, page, inode } = first
-  const space = read4(page, FSP_SPACE_ID)
-  if (space !== 0) throw new DatadirError(path, `has tablespace id ${space} instead of 0`)
-  const fspSize = read4(page, FSP_SIZE)
-  const parts: SpaceFilePart[] = []
-  let pages = 0
-  const candidates = names
-    .filter(n => /^ibdata[1-9]\d{0,3}$/.test(n))
-    .sort((a, b) => Number(a.slice(6)) - Number(b.slice(6)))
-  for (const name of candidates) {
-    if (pages >= fspSize) break
-    const part = join(root, name)
-    const filePages = Math.floor((await stat(part)).size / format.physicalSize)
-    parts.push({ path: part, firstPage: pages, pages: filePages })
-    pages += filePages
-  }
-  if (pages < fspSize)
-    throw new DatadirError(
-      path,
-      `the system tablespace has ${fspSize} pages, but ${candidates.join(', ')} hold only ${pages}; ` +
-        'further files must be named ibdata2, ibdata3, … and lie in the datadir',
-    )
-  const name = parts
-    .map((part, i) => {
-      const base = part.path.slice(root.length + 1)
-      return i < parts.length - 1 ? `${base}:${part.pages}` : base
-    })
-    .join(',')
-  return {
-    space,
-    name,
-    kind: 'system',
-    format,
-    parts,
-    pages,
-    fspSize,
-    fspFreeLimit: read4(page, FSP_FREE_LIMIT),
-    inode,
-    external: false,
-  }
+  const root = resolve(datadir)
+  const scanner = new Scanner(root, await serverFilesOf(root), { live: true })
+  await scanner.add({ path: external ? name : join(root, name), name, kind: 'table', external })
+  return scanner.spaces[0]
 }
 
 /** Splits the name of a system tablespace back into files. @throws DatadirError */

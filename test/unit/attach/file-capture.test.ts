@@ -1,10 +1,20 @@
-import { appendFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  chownSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { toLsn } from '../../../protocol/ids.ts'
 import { FILE_PIECE_BYTES, FileCapture } from '../../../server/attach/file-capture.ts'
+import { serverFilesOf } from '../../../server/datadir/server-files.ts'
 
 interface Version {
   lsn: number
@@ -12,8 +22,10 @@ interface Version {
 }
 
 /** A receiver that holds what it was sent, and checks that pieces come in order. */
-function setUp(t: Test) {
+async function setUp(t: Test, owner?: number) {
   const dir = t.testdir()
+  if (owner !== undefined) chownSync(dir, owner, owner)
+  const warnings: string[] = []
   const files = new Map<string, Version[]>()
   const pieces = new Map<string, Buffer[]>()
   const state = { lsn: 100, onPiece: async (): Promise<void> => {} }
@@ -22,6 +34,8 @@ function setUp(t: Test) {
   }
   const capture = new FileCapture({
     datadir: dir,
+    files: await serverFilesOf(dir),
+    warn: text => warnings.push(text),
     position: () => toLsn(state.lsn),
     sink: {
       async putPiece({ path, lsn, totalBytes }, offset, piece) {
@@ -39,11 +53,11 @@ function setUp(t: Test) {
     },
   })
   t.teardown(() => capture.close())
-  return { dir, files, state, capture }
+  return { dir, files, state, capture, warnings }
 }
 
 t.test('takes all files, then only those that changed', async t => {
-  const { dir, files, state, capture } = setUp(t)
+  const { dir, files, state, capture } = await setUp(t)
   mkdirSync(join(dir, 'db'))
   writeFileSync(join(dir, 'db/t.frm'), 'one')
   writeFileSync(join(dir, 'db/t.ibd'), 'not this')
@@ -63,7 +77,7 @@ t.test('takes all files, then only those that changed', async t => {
 })
 
 t.test('follows symbolic links of databases and of tables, one level deep', async t => {
-  const { dir, files, capture } = setUp(t)
+  const { dir, files, capture } = await setUp(t)
   const elsewhere = mkdtempSync(join(tmpdir(), 'pal-links-'))
   t.teardown(() => rmSync(elsewhere, { recursive: true }))
   mkdirSync(join(elsewhere, 'far/deeper'), { recursive: true })
@@ -80,8 +94,42 @@ t.test('follows symbolic links of databases and of tables, one level deep', asyn
   t.strictSame(files.get('db/m.MYD')!.at(-1)!.content, Buffer.from('rows'))
 })
 
+t.test(
+  'what the server may not read itself is not taken, whatever links lead there',
+  { skip: process.getuid?.() !== 0 && 'only root can make files of several users' },
+  async t => {
+    const { dir, files, capture, warnings } = await setUp(t, 65534)
+    const elsewhere = mkdtempSync(join(tmpdir(), 'pal-links-'))
+    t.teardown(() => rmSync(elsewhere, { recursive: true }))
+    writeFileSync(join(elsewhere, 'shadow'), 'secret')
+    writeFileSync(join(elsewhere, 'shadow.frm'), 'secret')
+    mkdirSync(join(dir, 'db'))
+    writeFileSync(join(dir, 'db/t.frm'), 'table')
+    const plant = (name: string): void => {
+      symlinkSync(join(elsewhere, 'shadow'), join(dir, `db/${name}.MYD`))
+      symlinkSync(join(elsewhere, 'shadow.frm'), join(dir, `db/${name}.frm`))
+      linkSync(join(elsewhere, 'shadow.frm'), join(dir, `db/hard-${name}.frm`))
+    }
+    symlinkSync(elsewhere, join(dir, 'far'))
+    plant('before')
+    await capture.sweep()
+    capture.watch()
+    await capture.idle()
+    plant('while')
+    writeFileSync(join(dir, 'db/last.frm'), 'table')
+    // Each way of noticing: inotify here, its thread, and the walk.
+    for (let i = 0; i < 2000 && !files.has('db/last.frm'); i++) {
+      capture.poll()
+      await sleep(5)
+    }
+    await capture.idle()
+    t.strictSame([...files.keys()].sort(), ['db/last.frm', 'db/t.frm'])
+    t.match(warnings, [/link to a file of another user \(0; the datadir belongs to user 65534\)/])
+  },
+)
+
 t.test('notices changes by itself, new directories too', async t => {
-  const { dir, files, state, capture } = setUp(t)
+  const { dir, files, state, capture } = await setUp(t)
   await capture.sweep()
   capture.watch()
   await capture.idle()
@@ -96,7 +144,7 @@ t.test('notices changes by itself, new directories too', async t => {
 })
 
 t.test('a file that changes while it is read is read again', async t => {
-  const { dir, files, state, capture } = setUp(t)
+  const { dir, files, state, capture } = await setUp(t)
   const path = join(dir, 'table.MYD')
   writeFileSync(path, Buffer.alloc(FILE_PIECE_BYTES * 3, 'a'))
   await sleep(60)
@@ -116,7 +164,7 @@ t.test('a file that changes while it is read is read again', async t => {
 })
 
 t.test('what the receiver has is not sent again after a restart', async t => {
-  const { dir, files, capture } = setUp(t)
+  const { dir, files, capture } = await setUp(t)
   writeFileSync(join(dir, 'same'), 'same')
   writeFileSync(join(dir, 'other'), 'other')
   const { statSync } = await import('node:fs')
