@@ -8,14 +8,13 @@ import { backupEnd, listBackups } from '../safekeeper/backup-manifest.ts'
 import { loadBackup, restoreBackup, verifyBackup } from '../safekeeper/backup-restore.ts'
 import { lockDirectory } from '../shared/dir-lock.ts'
 import { invalidError } from '../shared/errors.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatTime } from '../shared/format.ts'
 import { createLog } from '../shared/log.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import {
   addressArgument,
   DEFAULT_ADDRESS,
-  formatTime,
   nodeNameArgument,
   printJson,
   UsageError,

@@ -112,10 +112,6 @@ export function sizeArgument(text: string): number {
   return Math.round(Number(match[1]) * (UNITS[(match[2] as string).toUpperCase()] as number))
 }
 
-export function formatTime(timeUs: number): string {
-  return new Date(timeUs / 1000).toISOString()
-}
-
 /** A failure that the person can mend by changing the call: exit code 2. */
 export class UsageError extends Error {
   override name = 'UsageError'

@@ -3,13 +3,12 @@ import type { Command } from 'commander'
 import type { Lsn } from '../../protocol/ids.ts'
 import { Role } from '../../protocol/messages.ts'
 import { type ExportResult, exportDatadir } from '../datadir/export.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatTime } from '../shared/format.ts'
 import { withProgress } from './attach.ts'
 import {
   addClientOptions,
   type ClientOptions,
   findTimeline,
-  formatTime,
   lsnArgument,
   timeArgument,
   UsageError,

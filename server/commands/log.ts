@@ -6,9 +6,9 @@ import { type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { type EntryReport, LogInspection, type LogReport } from '../safekeeper/log/inspect.ts'
 import { directoryOwner } from '../shared/dir-lock.ts'
 import { invalidError } from '../shared/errors.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatTime } from '../shared/format.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
-import { formatTime, printJson } from './common.ts'
+import { printJson } from './common.ts'
 
 interface InspectOptions {
   data: string

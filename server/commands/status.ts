@@ -9,17 +9,10 @@ import {
   type WalListItem,
   type WalStateReply,
 } from '../../protocol/messages.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatTime } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 import { cellComplaints, cellTable, collectCell } from './cell-status.ts'
-import {
-  addClientOptions,
-  type ClientOptions,
-  findTimeline,
-  formatTime,
-  printJson,
-  withConnection,
-} from './common.ts'
+import { addClientOptions, type ClientOptions, findTimeline, printJson, withConnection } from './common.ts'
 
 interface TimelineRow {
   pages: TimelineStatus | undefined

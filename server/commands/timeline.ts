@@ -16,13 +16,12 @@ import {
 } from '../../protocol/messages.ts'
 import { resolveMoment } from '../datadir/at-lsn.ts'
 import { invalidError } from '../shared/errors.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatTime } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 import {
   addClientOptions,
   type ClientOptions,
   findTimeline,
-  formatTime,
   lsnArgument,
   printJson,
   timeArgument,

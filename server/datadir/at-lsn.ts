@@ -1,8 +1,10 @@
 /** Which LSN a person means: a number, a moment, or the newest. */
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Connection } from '../../protocol/connection.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import { MessageType, type TimelineStatus } from '../../protocol/messages.ts'
 import { invalidError, retryError } from '../shared/errors.ts'
+import { formatTime } from '../shared/format.ts'
 
 export interface Moment {
   readonly lsn?: Lsn | undefined
@@ -12,13 +14,17 @@ export interface Moment {
 
 export interface ResolvedMoment {
   readonly lsn: Lsn
-  /** For a moment given as time: when the redo up to `lsn` was seen. */
+  /** For a moment given as time: when the redo up to `lsn` was seen, and when the first beyond it. */
   readonly sampleTimeUs: number | undefined
+  readonly nextSampleTimeUs: number | undefined
 }
 
 const WAIT_MS = 30_000
 /** So much may the clocks of two machines differ. */
 const CLOCKS_APART_US = 60_000_000
+/** For the redo of a moment that has just been to arrive. */
+const NEXT_SAMPLE_MS = 2000
+const NEXT_SAMPLE_POLL_MS = 200
 
 /**
  * Resolves a moment and makes sure that the page server can answer for it: an LSN that is still to come is waited for,
@@ -32,26 +38,12 @@ export async function resolveMoment(
 ): Promise<ResolvedMoment> {
   const { summary, gaps } = status
   const { timeline } = summary
-  let lsn = moment.lsn ?? summary.ingestedLsn
-  let sampleTimeUs: number | undefined
   if (summary.readableFromLsn === LSN_MAX)
     throw invalidError(
       `timeline ${summary.name} holds no whole database yet: try again when its import has ended, or begin one with "palimpsest attach" or "import"`,
     )
-  if (moment.timeUs !== undefined) {
-    const now = Date.now()
-    if (moment.timeUs > now * 1000 + CLOCKS_APART_US)
-      throw invalidError(
-        `${new Date(moment.timeUs / 1000).toISOString()} is still to come: it is ${new Date(now).toISOString()} now. A time without a zone is local time; leave --time out for the newest state`,
-      )
-    const { message } = await pageServer.request({
-      type: MessageType.LsnAtTime,
-      timeline,
-      timeUs: moment.timeUs,
-    })
-    lsn = message.lsn
-    sampleTimeUs = message.timeUs
-  }
+  const sampled = moment.timeUs === undefined ? undefined : await atTime(pageServer, status, moment.timeUs)
+  const lsn = sampled?.lsn ?? moment.lsn ?? summary.ingestedLsn
   if (lsn < summary.readableFromLsn)
     throw invalidError(
       `timeline ${summary.name} can be read from LSN ${summary.readableFromLsn} on, where its import ended; ${moment.timeUs === undefined ? `LSN ${lsn}` : `that moment (LSN ${lsn})`} is before it`,
@@ -73,7 +65,49 @@ export async function resolveMoment(
       { type: MessageType.WaitLsn, timeline, lsn, timeoutMs: WAIT_MS },
       { deadlineMs: WAIT_MS + 5000 },
     )
-  return { lsn, sampleTimeUs }
+  return { lsn, sampleTimeUs: sampled?.sampleTimeUs, nextSampleTimeUs: sampled?.nextSampleTimeUs }
+}
+
+/**
+ * What was there at a moment is what had been seen by then, if something was seen later: only then is it known that
+ * somebody was looking. The newest sample alone does not tell whether the server stood still since, or the agent.
+ */
+async function atTime(
+  pageServer: Connection,
+  { summary, gaps }: TimelineStatus,
+  timeUs: number,
+): Promise<ResolvedMoment> {
+  const { timeline, name } = summary
+  const now = Date.now()
+  if (timeUs > now * 1000 + CLOCKS_APART_US)
+    throw invalidError(
+      `${formatTime(timeUs)} is still to come: it is ${formatTime(now * 1000)} now. A time without a zone is local time; leave --time out for the newest state`,
+    )
+  const deadline = performance.now() + NEXT_SAMPLE_MS
+  for (;;) {
+    const type = MessageType.LsnAtTime
+    const { lsn, timeUs: sampleTimeUs } = (await pageServer.request({ type, timeline, timeUs })).message
+    const beyond = { type: MessageType.TimeAtLsn, timeline, lsn: (lsn + 1) as Lsn } as const
+    const next = (await pageServer.request(beyond)).message
+    if (timeUs === sampleTimeUs) return { lsn, sampleTimeUs, nextSampleTimeUs: undefined }
+    if (next.lsn > lsn) {
+      const gap = gaps.find(({ fromLsn }) => fromLsn >= lsn && fromLsn < next.lsn)
+      if (gap !== undefined && lsn >= summary.readableFromLsn)
+        throw invalidError(
+          `${formatTime(timeUs)} lies in a gap of timeline ${name}, from ${formatTime(sampleTimeUs)} to ${formatTime(next.timeUs)}: what the server wrote then is not known. ` +
+            `Choose one of its ends (--lsn ${gap.fromLsn}${gap.toLsn === LSN_MAX ? '' : ` or --lsn ${gap.toLsn}`}), or another time`,
+          lsn,
+        )
+      return { lsn, sampleTimeUs, nextSampleTimeUs: next.timeUs }
+    }
+    if (performance.now() > deadline)
+      throw invalidError(
+        `${formatTime(timeUs)} is later than the newest change that timeline ${name} knows: ${formatTime(sampleTimeUs)} (LSN ${lsn}). Whether the server made others by then is not known; ` +
+          `is its agent running? Choose a time up to that one, or --lsn ${lsn}, or leave --time out for the newest state`,
+        lsn,
+      )
+    await sleep(NEXT_SAMPLE_POLL_MS)
+  }
 }
 
 /** All tablespaces at an LSN. */

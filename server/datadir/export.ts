@@ -5,8 +5,8 @@
  * ib_logfile0 comes last and under its name only when all else is on disk, and mariadbd does not start without it: an
  * export that was interrupted cannot be mistaken for a whole one.
  */
-import { mkdir, open, readdir, rename, rm, stat, statfs, utimes } from 'node:fs/promises'
-import { dirname, join, resolve } from 'node:path'
+import { type FileHandle, mkdir, open, rename, statfs } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { LOG_START_OFFSET, makeLogFileHead } from '../../parser/log-file.ts'
 import { compressPage } from '../../parser/page-compression.ts'
 import { isZeroPage, stampChecksum } from '../../parser/page-format.ts'
@@ -17,16 +17,18 @@ import type { Connection } from '../../protocol/connection.ts'
 import type { Lsn } from '../../protocol/ids.ts'
 import { type FileItem, MessageType, type SpaceItem, type TimelineStatus } from '../../protocol/messages.ts'
 import { corruptError } from '../shared/errors.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatTime } from '../shared/format.ts'
 import type { Progress } from '../shared/progress.ts'
-import { listSpaces, type Moment, resolveMoment } from './at-lsn.ts'
+import { listSpaces, type Moment, type ResolvedMoment, resolveMoment } from './at-lsn.ts'
 import { atOnce } from './at-once.ts'
 import { makeDdlRecoveryLog } from './ddl-recovery-log.ts'
 import { isInternallyPrepared, readUndoSegments, unprepare } from './dictionary/undo-segments.ts'
 import { DatadirError, explainSystemError } from './errors.ts'
+import { OutDirectory } from './out-directory.ts'
 import { fetchBatch, fetchPages, type PageSource } from './page-fetcher.ts'
+import type { Reconciled } from './reconcile.ts'
 import { reconcileExport } from './reconcile-export.ts'
-import { systemFiles } from './scan.ts'
+import { isUndoName, systemFiles } from './scan.ts'
 
 export interface ExportOptions {
   readonly pageServer: Connection
@@ -42,6 +44,7 @@ export interface ExportResult {
   readonly out: string
   readonly lsn: Lsn
   readonly sampleTimeUs: number | undefined
+  readonly nextSampleTimeUs: number | undefined
   readonly spaces: number
   readonly files: number
   readonly pages: number
@@ -63,70 +66,123 @@ const FILES_AT_ONCE = 16
 const LARGE_AT_ONCE = 2
 const SMALL_AT_ONCE = 6
 const SMALL_BYTES_MAX = 4 << 20
+/** A server that is at work writes more often. */
+const QUIET_US = 10_000_000
 const DIRECTORY_MODE = 0o700
 const FILE_MODE = 0o660
 
+/** What is to be written. */
+interface Plan extends ResolvedMoment {
+  readonly reconciled: Reconciled
+  readonly spaces: readonly SpaceItem[]
+  readonly source: PageSource
+  readonly prepared: ReadonlySet<string>
+}
+
 /** @throws PalimpsestError, DatadirError; what was written is removed then */
 export async function exportDatadir(options: ExportOptions): Promise<ExportResult> {
-  const { pageServer, status, progress } = options
-  const out = resolve(options.out)
   // First of all, since it fails at once and an LSN may have to be waited for.
-  const existed = await claimDirectory(out)
+  const out = await OutDirectory.claim(options.out)
   try {
-    const { lsn, sampleTimeUs } = await resolveMoment(pageServer, status, options.moment)
-    const { files, replaced, actions, warnings, spaceNames } = await reconcileExport(pageServer, status, lsn)
-    // A file takes its new name before the transaction that renames the table is committed, and recovery looks for those
-    // that were committed; what an unfinished CREATE made is not missed.
-    const spaces = (await listSpaces(pageServer, status, lsn)).filter(
-      ({ space, name }) => space === 0 || isUndoName(name) || spaceNames.has(space),
-    )
-    const source = { pageServer, timeline: status.summary.timeline, lsn }
-    const prepared = await preparedTransactions(source)
-    const writer = new DatadirWriter(options, out, source, spaceNames, prepared)
-    writer.warnings.push(...warnings)
-    const total =
-      spaces.reduce((sum, s) => sum + s.pages * parseSpaceFlags(s.flags).physicalSize, 0) +
-      files.reduce((sum, f) => sum + f.totalBytes, 0)
-    progress.message(
-      `exporting LSN ${lsn} of timeline ${status.summary.name}: ${spaces.length} tablespaces, ${files.length} other files`,
-      { lsn, spaces: spaces.length, files: files.length },
-    )
-    const room = await statfs(out)
-    if (room.bavail * room.bsize < total)
-      progress.message(
-        `there are ${formatBytes(room.bavail * room.bsize)} free at ${out}, and ${formatBytes(total)} to write, less what is blank: it may not be enough`,
-        { freeBytes: room.bavail * room.bsize, totalBytes: total },
-      )
-    const task = await progress.task('export', total)
-    writer.onProgress = bytes => task.update(bytes)
-    if (!spaces.some(space => space.space === 0))
-      throw corruptError(`timeline ${status.summary.name} has no system tablespace at LSN ${lsn}`, lsn)
-    await writer.writeSpaces(spaces)
-    await writer.writeFiles(files)
-    for (const { path, mode, mtimeMs, content } of replaced)
-      await writer.writeContent(path, content, mode, mtimeMs)
-    if (actions.length > 0)
-      await writer.writeContent('ddl_recovery.log', makeDdlRecoveryLog(actions), FILE_MODE, Date.now())
-    await writer.writeLog()
-    task.finish()
-    const serverOptions: string[] = []
-    if (status.summary.innodbPageSize !== 16384)
-      serverOptions.push(`--innodb-page-size=${status.summary.innodbPageSize}`)
-    if (writer.dataFilePath) serverOptions.push(`--innodb-data-file-path=${writer.dataFilePath}`)
-    return {
-      out,
-      lsn,
-      sampleTimeUs,
-      spaces: spaces.length,
-      files: files.length + replaced.length,
-      pages: writer.pages,
-      bytes: writer.bytes,
-      serverOptions,
-      warnings: writer.warnings,
-    }
+    const plan = await untilAborted(makePlan(options), options.signal)
+    const result = await writePlan(plan, out, options)
+    await out.close()
+    return result
   } catch (error) {
-    await removeContents(out, existed)
-    throw (error as NodeJS.ErrnoException).syscall === undefined ? error : explainSystemError(out, error)
+    const explained = explainSystemError(out.path, error)
+    const isGone = await out.discard().then(
+      () => true,
+      () => false,
+    )
+    throw isGone
+      ? explained
+      : new DatadirError(out.path, `${explained.message}; what was written there could not be removed`)
+  }
+}
+
+async function makePlan({ pageServer, status, moment }: ExportOptions): Promise<Plan> {
+  const resolved = await resolveMoment(pageServer, status, moment)
+  const { lsn } = resolved
+  const reconciled = await reconcileExport(pageServer, status, lsn)
+  // A file takes its new name before the transaction that renames the table is committed, and recovery looks for those
+  // that were committed; what an unfinished CREATE made is not missed.
+  const spaces = (await listSpaces(pageServer, status, lsn)).filter(
+    ({ space, name }) => space === 0 || isUndoName(name) || reconciled.spaceNames.has(space),
+  )
+  if (!spaces.some(space => space.space === 0))
+    throw corruptError(`timeline ${status.summary.name} has no system tablespace at LSN ${lsn}`, lsn)
+  const source = { pageServer, timeline: status.summary.timeline, lsn }
+  return { ...resolved, reconciled, spaces, source, prepared: await preparedTransactions(source) }
+}
+
+async function writePlan(plan: Plan, out: OutDirectory, options: ExportOptions): Promise<ExportResult> {
+  const { status, progress } = options
+  const { lsn, sampleTimeUs, nextSampleTimeUs, spaces, reconciled } = plan
+  const { files, replaced, actions } = reconciled
+  const total =
+    spaces.reduce((sum, s) => sum + s.pages * parseSpaceFlags(s.flags).physicalSize, 0) +
+    files.reduce((sum, f) => sum + f.totalBytes, 0)
+  progress.message(
+    `exporting LSN ${lsn} of timeline ${status.summary.name}: ${spaces.length} tablespaces, ${files.length} other files`,
+    { lsn, spaces: spaces.length, files: files.length },
+  )
+  const room = await statfs(out.inside)
+  const freeBytes = room.bavail * room.bsize
+  if (freeBytes < total)
+    progress.message(
+      `there are ${formatBytes(freeBytes)} free at ${out.path}, and ${formatBytes(total)} to write, less what is blank: it may not be enough`,
+      { freeBytes, totalBytes: total },
+    )
+  const task = await progress.task('export', total)
+  const writer = new DatadirWriter(options, out, plan, bytes => task.update(bytes))
+  await writer.writeSpaces(spaces)
+  await writer.writeFiles(files)
+  for (const { path, mode, mtimeMs, content } of replaced)
+    await writer.writeContent(path, content, mode, mtimeMs)
+  if (actions.length > 0)
+    await writer.writeContent('ddl_recovery.log', makeDdlRecoveryLog(actions), FILE_MODE, Date.now())
+  await writer.writeLog()
+  task.finish()
+  const serverOptions: string[] = []
+  if (status.summary.innodbPageSize !== 16384)
+    serverOptions.push(`--innodb-page-size=${status.summary.innodbPageSize}`)
+  if (writer.dataFilePath) serverOptions.push(`--innodb-data-file-path=${writer.dataFilePath}`)
+  return {
+    out: out.path,
+    lsn,
+    sampleTimeUs,
+    nextSampleTimeUs,
+    spaces: spaces.length,
+    files: files.length + replaced.length,
+    pages: writer.pages,
+    bytes: writer.bytes,
+    serverOptions,
+    warnings: [...timeWarnings(plan), ...reconciled.warnings, ...writer.warnings],
+  }
+}
+
+function timeWarnings({ sampleTimeUs, nextSampleTimeUs }: ResolvedMoment): string[] {
+  if (sampleTimeUs === undefined || nextSampleTimeUs === undefined) return []
+  if (nextSampleTimeUs - sampleTimeUs < QUIET_US) return []
+  return [
+    `no change was seen between ${formatTime(sampleTimeUs)} and ${formatTime(nextSampleTimeUs)}: if the agent did not run all that time, what the server changed meanwhile counts from the end of it`,
+  ]
+}
+
+/** Fails as soon as the signal says so; what the page server answers later is nobody's. */
+async function untilAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return await work
+  let stop = (): void => {}
+  const aborted = new Promise<never>((_, reject) => {
+    stop = () => reject(signal.reason)
+    if (signal.aborted) stop()
+    else signal.addEventListener('abort', stop, { once: true })
+  })
+  try {
+    return await Promise.race([work, aborted])
+  } finally {
+    signal.removeEventListener('abort', stop)
+    work.catch(() => {})
   }
 }
 
@@ -148,92 +204,25 @@ async function preparedTransactions(source: PageSource): Promise<ReadonlySet<str
   return new Set(segments.filter(isInternallyPrepared).map(({ space, page }) => `${space}:${page}`))
 }
 
-/** @returns whether the directory was there already */
-async function claimDirectory(out: string): Promise<boolean> {
-  try {
-    if ((await readdir(out)).length > 0)
-      throw new DatadirError(out, 'is not empty; give a directory that does not exist yet, or an empty one')
-    return true
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw explainSystemError(out, error)
-  }
-  await makeDirectory(out)
-  return false
-}
-
-/** Not with `recursive`: on file systems where nothing can be made (/proc), that never comes back. */
-async function makeDirectory(path: string): Promise<void> {
-  const missing: string[] = []
-  for (let at = path; ; at = dirname(at)) {
-    const exists = await stat(at).then(
-      () => true,
-      error => {
-        if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
-        throw explainSystemError(at, error)
-      },
-    )
-    if (exists) break
-    missing.push(at)
-  }
-  for (const directory of missing.reverse())
-    try {
-      await mkdir(directory, { mode: DIRECTORY_MODE })
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      if (code === 'EEXIST') continue
-      if (code === 'ENOENT')
-        throw new DatadirError(directory, 'cannot be made there; give a directory on a disk')
-      if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
-        throw new DatadirError(
-          directory,
-          'may not be made there; choose another place, or run this as a user that may write to it',
-        )
-      throw explainSystemError(directory, error)
-    }
-}
-
-async function removeContents(out: string, keepDirectory: boolean): Promise<void> {
-  if (!keepDirectory) {
-    await rm(out, { recursive: true, force: true })
-    return
-  }
-  for (const name of await readdir(out)) await rm(join(out, name), { recursive: true, force: true })
-}
-
-function isUndoName(name: string): boolean {
-  return /^undo\d{3}$/.test(name)
-}
-
 class DatadirWriter {
   readonly #options: ExportOptions
-  readonly #out: string
-  readonly #lsn: Lsn
-  readonly #source: PageSource
-  readonly #prepared: ReadonlySet<string>
-  readonly #names: ReadonlyMap<number, string>
+  readonly #out: OutDirectory
+  readonly #plan: Plan
+  readonly #onProgress: (bytes: number) => void
   readonly #directories = new Set<string>()
   readonly #taken = new Set<string>()
   readonly warnings: string[] = []
-  onProgress: (bytes: number) => void = () => {}
   pages = 0
   bytes = 0
   #done = 0
   dataFilePath: string | undefined
 
-  constructor(
-    options: ExportOptions,
-    out: string,
-    source: PageSource,
-    names: ReadonlyMap<number, string>,
-    prepared: ReadonlySet<string>,
-  ) {
-    this.#names = names
-    this.#prepared = prepared
+  constructor(options: ExportOptions, out: OutDirectory, plan: Plan, onProgress: (bytes: number) => void) {
     this.#options = options
     this.#out = out
-    this.#source = source
-    this.#lsn = source.lsn
-    this.#directories.add(out)
+    this.#plan = plan
+    this.#onProgress = onProgress
+    this.#directories.add(out.inside)
   }
 
   async #directory(path: string): Promise<void> {
@@ -247,9 +236,9 @@ class DatadirWriter {
   #place(relative: string): string {
     checkRelativePath(relative)
     if (this.#taken.has(relative))
-      throw corruptError(`two files of the timeline have the name ${relative} at LSN ${this.#lsn}`)
+      throw corruptError(`two files of the timeline have the name ${relative} at LSN ${this.#plan.lsn}`)
     this.#taken.add(relative)
-    return join(this.#out, relative)
+    return join(this.#out.inside, relative)
   }
 
   async writeSpaces(spaces: readonly SpaceItem[]): Promise<void> {
@@ -279,7 +268,7 @@ class DatadirWriter {
   /** Tables with DATA DIRECTORY come to lie in the datadir like all others. */
   #spacePath(space: SpaceItem): string {
     if (isUndoName(space.name)) return space.name
-    const inside = `${this.#names.get(space.space)}.ibd`
+    const inside = `${this.#plan.reconciled.spaceNames.get(space.space)}.ibd`
     const name = Buffer.from(inside)
     const checked = checkSpaceFileName(name, 0, name.length)
     if (typeof checked === 'string' || checked.external)
@@ -332,7 +321,7 @@ class DatadirWriter {
         run = []
         runBytes = 0
       }
-      for await (const batch of fetchPages(this.#source, space.space, size, range(from, to))) {
+      for await (const batch of fetchPages(this.#plan.source, space.space, size, range(from, to))) {
         signal.throwIfAborted()
         for (const { page, bytes, freed } of batch) {
           // Blank and free pages become holes.
@@ -345,7 +334,7 @@ class DatadirWriter {
           let length = size
           if (format.pageCompressed) ({ bytes: written, length } = compressPage(bytes, format, space.name))
           else {
-            if (this.#prepared.has(`${space.space}:${page}`)) unprepare(bytes)
+            if (this.#plan.prepared.has(`${space.space}:${page}`)) unprepare(bytes)
             stampChecksum(bytes, format)
           }
           const at = (page - from) * size
@@ -359,7 +348,7 @@ class DatadirWriter {
         }
         await flush()
         this.#done += batch.length * size
-        this.onProgress(this.#done)
+        this.#onProgress(this.#done)
       }
       await writing
       await file.sync()
@@ -384,7 +373,7 @@ class DatadirWriter {
       for await (const { bulk } of this.#options.pageServer.stream({
         type: MessageType.FileGet,
         timeline: this.#options.status.summary.timeline,
-        lsn: this.#lsn,
+        lsn: this.#plan.lsn,
         path: item.path,
       })) {
         signal.throwIfAborted()
@@ -395,13 +384,11 @@ class DatadirWriter {
         throw corruptError(`${item.path} came with ${at} bytes instead of ${item.totalBytes}`)
       this.#done += at
       this.bytes += at
-      this.onProgress(this.#done)
-      if (item.mode & 0o600) await file.chmod(item.mode & 0o777)
-      await file.sync()
+      this.#onProgress(this.#done)
+      await settle(file, item)
     } finally {
       await file.close()
     }
-    await utimes(path, item.mtimeMs / 1000, item.mtimeMs / 1000)
   }
 
   async writeContent(relative: string, content: Buffer, mode: number, mtimeMs: number): Promise<void> {
@@ -410,13 +397,11 @@ class DatadirWriter {
     const file = await open(path, 'wx', FILE_MODE)
     try {
       await writeAll(file, [content], 0)
-      if (mode & 0o600) await file.chmod(mode & 0o777)
-      await file.sync()
+      await settle(file, { mode, mtimeMs })
     } finally {
       await file.close()
     }
     this.bytes += content.length
-    await utimes(path, mtimeMs / 1000, mtimeMs / 1000)
   }
 
   /** Last of all: with this file the datadir is whole. */
@@ -427,27 +412,33 @@ class DatadirWriter {
     const file = await open(temporary, 'wx', FILE_MODE)
     try {
       await file.truncate(LOG_FILE_BYTES)
-      await writeAll(file, [makeLogFileHead(this.#lsn, LOG_CREATOR)], 0)
+      await writeAll(file, [makeLogFileHead(this.#plan.lsn, LOG_CREATOR)], 0)
       await file.sync()
     } finally {
       await file.close()
     }
+    this.#options.signal?.throwIfAborted()
     await rename(temporary, path)
-    await syncDirectory(this.#out)
-    await syncDirectory(dirname(this.#out))
+    await this.#out.sync()
     this.bytes += LOG_START_OFFSET
   }
+}
+
+/** The last of a captured file: mode, time, and on the disk with it. */
+async function settle(
+  file: FileHandle,
+  { mode, mtimeMs }: { readonly mode: number; readonly mtimeMs: number },
+): Promise<void> {
+  if (mode & 0o600) await file.chmod(mode & 0o777)
+  await file.utimes(mtimeMs / 1000, mtimeMs / 1000)
+  await file.sync()
 }
 
 function* range(from: number, to: number): Generator<number> {
   for (let page = from; page < to; page++) yield page
 }
 
-async function writeAll(
-  file: import('node:fs/promises').FileHandle,
-  pieces: readonly Uint8Array[],
-  position: number,
-): Promise<void> {
+async function writeAll(file: FileHandle, pieces: readonly Uint8Array[], position: number): Promise<void> {
   let at = position
   // The kernel takes at most 1024 pieces at a time.
   for (let i = 0; i < pieces.length; i += 1024) {

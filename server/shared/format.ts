@@ -12,6 +12,11 @@ export function formatBytes(bytes: number): string {
   throw new Error('unreachable')
 }
 
+/** A moment in microseconds since 1970 as `2026-11-21T14:30:00.000Z`. */
+export function formatTime(timeUs: number): string {
+  return new Date(timeUs / 1000).toISOString()
+}
+
 /** `3 s`, `1 min 15 s`, `2 h 1 min`; `?` for what is not finite. */
 export function formatSeconds(seconds: number): string {
   if (!Number.isFinite(seconds)) return '?'

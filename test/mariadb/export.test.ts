@@ -1,4 +1,5 @@
 // A stock mariadbd started on an export: at random moments of a running workload, and by wall clock.
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
@@ -83,6 +84,23 @@ t.test('by wall clock, and the newest', { skip }, async t => {
     'with the view that was made meanwhile',
   )
   await after.remove()
+
+  // What the server did since the agent stopped is not known, so nothing can be said of this moment.
+  await sleep(100)
+  await server.sql("UPDATE clock.t SET v = 'unseen'")
+  const now = new Date().toISOString()
+  const unseen = await cluster.cli(
+    'export',
+    '--timeline',
+    'clock',
+    '--time',
+    now,
+    '--out',
+    join(dir, 'unseen'),
+  )
+  t.equal(unseen.code, 1)
+  t.match(unseen.stderr, /is later than the newest change that timeline clock knows: .* \(LSN \d+\)/)
+  t.notOk(existsSync(join(dir, 'unseen')))
 
   const full = await cluster.cli('export', '--timeline', 'clock', '--out', join(dir, 'newest'))
   t.equal(full.code, 1)
