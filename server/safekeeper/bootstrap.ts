@@ -7,13 +7,13 @@
  *
  * A node that finds any other in a cell never makes one. Taking part late in case 1 is safe: this incarnation has never voted.
  */
-import type { Connection } from '../../protocol/connection.ts'
 import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
-import { MessageType, type PeerHelloReply, type PeerNode } from '../../protocol/messages.ts'
+import type { PeerHelloReply, PeerNode } from '../../protocol/messages.ts'
 import { toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
 import { nameOf } from './node-files.ts'
+import { type DialPeer, sayHello } from './peer-hello.ts'
 
 const ASK_MS = 2000
 const AGAIN_MS_MIN = 50
@@ -33,7 +33,7 @@ export interface BootstrapOptions {
   readonly join: readonly Address[]
   readonly clock: Clock
   readonly log: Log
-  readonly dial: (address: Address) => Promise<Connection>
+  readonly dial: DialPeer
   readonly newCellId: () => string
   /** Aborted when a seed came meanwhile, or the node stops. */
   readonly stop: AbortSignal
@@ -97,14 +97,8 @@ async function ask(
   address: Address,
   reasons: Map<string, string>,
 ): Promise<PeerHelloReply | undefined> {
-  let connection: Connection | undefined
   try {
-    connection = await options.dial(address)
-    const { message } = await connection.request(
-      { type: MessageType.PeerHello, cellId: '', node: options.self },
-      { deadlineMs: ASK_MS },
-    )
-    return message
+    return await sayHello(options.dial, address, { cellId: '', node: options.self }, ASK_MS)
   } catch (error) {
     const { kind, message } = toPalimpsestError(error)
     const peer = formatAddress(address)
@@ -114,7 +108,5 @@ async function ask(
     const say = kind === 'retry' ? options.log.debug : options.log.warn
     say.call(options.log, { peer, kind, reason: message }, 'peer not reached')
     return undefined
-  } finally {
-    connection?.close()
   }
 }

@@ -3,9 +3,8 @@
  * learner, caught up, a voter), each of which may be done again, so that a change which a leader's death cut short is
  * taken up by saying it once more. docs/consensus.md, "Membership".
  */
-import type { Connection } from '../../protocol/connection.ts'
 import { parseAddress } from '../../protocol/dial.ts'
-import { MessageType, type PeerHelloReply, type PeerNode } from '../../protocol/messages.ts'
+import { MessageType, type PeerNode } from '../../protocol/messages.ts'
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
@@ -15,11 +14,13 @@ import type { Membership, NodeId } from './core/types.ts'
 import { commandDraft } from './draft.ts'
 import type { Driver } from './driver.ts'
 import { nameOf } from './node-files.ts'
+import { type DialPeer, sayHello } from './peer-hello.ts'
 
 const VOTERS_MAX = 7
 /** A learner so close to the end may vote: the rest comes within a heartbeat or two. */
 const CAUGHT_UP_ENTRIES = 256
 const POLL_MS = 20
+const HELLO_MS = 5000
 const STEP_MS = 30_000
 /** Catching up may have to carry all redo that is held. */
 const CATCH_UP_MS = 24 * 3600_000
@@ -32,7 +33,7 @@ export interface MembersOptions {
   readonly self: PeerNode
   readonly clock: Clock
   readonly log: Log
-  readonly dial: (address: { host: string; port: number }) => Promise<Connection>
+  readonly dial: DialPeer
   readonly isConnected: (node: NodeId) => boolean
 }
 
@@ -195,16 +196,7 @@ export class Members {
 
   private async hello(name: string, address: string): Promise<PeerNode> {
     const { cellId, self, dial } = this.options
-    const connection = await dial(parseAddress(address))
-    let reply: PeerHelloReply
-    try {
-      ;({ message: reply } = await connection.request(
-        { type: MessageType.PeerHello, cellId, node: self },
-        { deadlineMs: 5000 },
-      ))
-    } finally {
-      connection.close()
-    }
+    const reply = await sayHello(dial, parseAddress(address), { cellId, node: self }, HELLO_MS)
     const { node } = reply
     if (nameOf(node.nodeId) !== name) throw invalidError(`${address} is ${nameOf(node.nodeId)}, not ${name}`)
     if (reply.cellId !== '' && reply.cellId !== cellId)

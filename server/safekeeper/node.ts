@@ -41,6 +41,7 @@ import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
 import { openNodeLog } from './node-log.ts'
 import { NodeMetrics } from './node-metrics.ts'
 import { NodeRepair } from './node-repair.ts'
+import { sayHello } from './peer-hello.ts'
 import { Peers } from './peers.ts'
 import { answerFetch } from './repair-sources.ts'
 import { Snapshots } from './snapshots.ts'
@@ -490,20 +491,14 @@ export class CellNode {
     addresses.delete(options.address())
     await Promise.all(
       [...addresses.values()].map(async address => {
-        let connection: Connection | undefined
         try {
-          connection = await this.dial(address)
-          const { message } = await connection.request(
-            { type: MessageType.PeerHello, cellId, node: this.self },
-            { deadlineMs: PEER_DEADLINE_MS },
-          )
-          this.hints.set(nameOf(message.node.nodeId), address)
-          if (message.leader !== '' && message.leaderAddress !== '')
-            this.hints.set(nameOf(message.leader), parseAddress(message.leaderAddress))
+          const from = { cellId, node: this.self }
+          const reply = await sayHello(other => this.dial(other), address, from, PEER_DEADLINE_MS)
+          this.hints.set(nameOf(reply.node.nodeId), address)
+          if (reply.leader !== '' && reply.leaderAddress !== '')
+            this.hints.set(nameOf(reply.leader), parseAddress(reply.leaderAddress))
         } catch {
           // Another one may know.
-        } finally {
-          connection?.close()
         }
       }),
     )
