@@ -281,13 +281,15 @@ class Session {
       if (status) await checkBelongs(options, status, servers, scan, path)
       const timeline =
         status?.summary.timeline ??
-        (await createTimeline(servers, {
-          name: options.timeline,
-          timeline: options.newTimeline,
-          startLsn: checkpoint.checkpointLsn,
-          innodbPageSize: scan.pageSize,
-          serverVersion: await serverVersion(path),
-        }))
+        (
+          await createTimeline(servers, {
+            name: options.timeline,
+            timeline: options.newTimeline,
+            startLsn: checkpoint.checkpointLsn,
+            innodbPageSize: scan.pageSize,
+            serverVersion: await serverVersion(path),
+          })
+        ).timeline
       if (lastEpoch !== undefined) await refuseSuccessor(servers, timeline, lastEpoch)
       writer = await openWriter(options, timeline, reason =>
         options.progress.message(

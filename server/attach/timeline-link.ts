@@ -9,7 +9,7 @@ import { type Address, dial } from '../../protocol/dial.ts'
 import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
-import { fencedError } from '../shared/errors.ts'
+import { fencedError, invalidError } from '../shared/errors.ts'
 import { silentLog } from '../shared/log.ts'
 import { WalWriter } from '../shared/log-client.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
@@ -72,15 +72,22 @@ export interface NewTimeline {
 
 /**
  * Makes a timeline at the safekeeper first, then at the page server, which follows the former. If a first try died
- * between the two, the safekeeper's half is taken up again.
+ * between the two, the safekeeper's half is taken up again, with its id and where it begins.
+ * @throws PalimpsestError `invalid` if it was to have another id than that
  */
-export async function createTimeline(servers: Servers, wanted: NewTimeline): Promise<TimelineId> {
+export async function createTimeline(
+  servers: Servers,
+  wanted: NewTimeline,
+): Promise<{ readonly timeline: TimelineId; readonly startLsn: Lsn }> {
   const replies = await servers.safekeeper.requestAll({ type: MessageType.WalList })
   const half = replies.flatMap(({ message }) => message.timelines).find(item => item.name === wanted.name)
   const timeline = half?.timeline ?? wanted.timeline ?? toTimelineId(randomBytes(16).toString('hex'))
-  let startLsn = wanted.startLsn
-  if (half) startLsn = half.beginLsn
-  else
+  if (wanted.timeline !== undefined && timeline !== wanted.timeline)
+    throw invalidError(
+      `the safekeepers have a timeline named ${wanted.name} already, with id ${timeline}: an attempt to make it was cut off. Leave --id out, or give that one, to go on with it; or choose another name`,
+    )
+  const startLsn = half?.beginLsn ?? wanted.startLsn
+  if (!half)
     await servers.safekeeper.request({
       type: MessageType.WalCreate,
       timeline,
@@ -95,7 +102,7 @@ export async function createTimeline(servers: Servers, wanted: NewTimeline): Pro
     name: wanted.name,
     serverVersion: wanted.serverVersion,
   })
-  return timeline
+  return { timeline, startLsn }
 }
 
 /** What this process is called as a writer. */

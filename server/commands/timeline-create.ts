@@ -19,7 +19,7 @@ const FIRST_LSN = toLsn(12288)
 
 interface Options extends ClientOptions {
   id?: TimelineId | undefined
-  lsn: Lsn
+  lsn?: Lsn
   pageSize: number
 }
 
@@ -32,9 +32,8 @@ export function registerTimelineCreate(timeline: Command): void {
       .addOption(newTimelineOption())
       .option(
         '--lsn <N>',
-        'where its redo begins (default: where that of a new server does)',
+        `where its redo begins (default: ${FIRST_LSN}, as that of a new server)`,
         lsnArgument,
-        FIRST_LSN,
       )
       .option('--page-size <BYTES>', "the server's innodb_page_size", pageSizeArgument, 16384),
   ).action(async (name: string, options: Options) => {
@@ -42,15 +41,20 @@ export function registerTimelineCreate(timeline: Command): void {
     try {
       if ((await findTimeline(servers.pageServer, name)) !== undefined)
         throw invalidError(`there is a timeline named ${name} already; choose another name or delete it`)
-      const timeline = await createTimeline(servers, {
+      const { timeline, startLsn } = await createTimeline(servers, {
         name,
         timeline: options.id,
-        startLsn: options.lsn,
+        startLsn: options.lsn ?? FIRST_LSN,
         innodbPageSize: options.pageSize,
         serverVersion: '',
       })
-      if (options.json) printJson({ timeline, name, startLsn: options.lsn, innodbPageSize: options.pageSize })
-      else console.log(`${name} (${timeline}) is made; its redo begins at LSN ${options.lsn}`)
+      if (options.json) printJson({ timeline, name, startLsn, innodbPageSize: options.pageSize })
+      else console.log(`${name} (${timeline}) is made; its redo begins at LSN ${startLsn}`)
+      // What an earlier attempt made at the safekeepers begins where that one said.
+      if (options.lsn !== undefined && options.lsn !== startLsn)
+        console.error(
+          `warning: an earlier attempt to make it had chosen LSN ${startLsn}, and not ${options.lsn}; delete it if that will not do`,
+        )
     } finally {
       servers.close()
     }

@@ -1,0 +1,48 @@
+/** Making a timeline, also where an attempt before was cut off. */
+import t from 'tap'
+import type { Connection } from '../../../protocol/connection.ts'
+import { type TimelineId, toLsn, toTimelineId } from '../../../protocol/ids.ts'
+import { type Message, MessageType } from '../../../protocol/messages.ts'
+import { createTimeline, type Servers } from '../../../server/attach/timeline-link.ts'
+
+const HALF = toTimelineId('1'.repeat(32))
+const OTHER = toTimelineId('2'.repeat(32))
+
+function servers(logs: readonly { name: string; timeline: TimelineId; beginLsn: number }[]) {
+  const seen: Message[] = []
+  const server = {
+    requestAll: async () => [{ message: { timelines: logs } }],
+    request: async (message: Message) => {
+      seen.push(message)
+    },
+  } as unknown as Connection
+  return { seen, servers: { safekeeper: server, pageServer: server, close() {} } satisfies Servers }
+}
+
+const wanted = { name: 'main', startLsn: toLsn(5000), innodbPageSize: 16384, serverVersion: '' }
+
+t.test('anew', async t => {
+  const { seen, servers: both } = servers([{ name: 'else', timeline: HALF, beginLsn: 77 }])
+  const made = await createTimeline(both, { ...wanted, timeline: OTHER })
+  t.strictSame(made, { timeline: OTHER, startLsn: 5000 })
+  t.match(seen, [
+    { type: MessageType.WalCreate, timeline: OTHER, startLsn: 5000 },
+    { type: MessageType.TimelineCreate, timeline: OTHER, startLsn: 5000 },
+  ])
+})
+
+t.test('the other half of one that the safekeepers have: what it tells is how that begins', async t => {
+  const { seen, servers: both } = servers([{ name: 'main', timeline: HALF, beginLsn: 12_288 }])
+  t.strictSame(await createTimeline(both, wanted), { timeline: HALF, startLsn: 12_288 })
+  t.match(seen, [{ type: MessageType.TimelineCreate, timeline: HALF, startLsn: 12_288 }])
+  t.equal(seen.length, 1)
+})
+
+t.test('an id that was asked for is no other', async t => {
+  const { seen, servers: both } = servers([{ name: 'main', timeline: HALF, beginLsn: 12_288 }])
+  await t.rejects(createTimeline(both, { ...wanted, timeline: OTHER }), {
+    kind: 'invalid',
+    message: /already, with id 1{32}: .* Leave --id out/,
+  })
+  t.strictSame(seen, [])
+})
