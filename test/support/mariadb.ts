@@ -106,6 +106,8 @@ export async function freshDatadir(datadir: string, options: MariadbOptions): Pr
   if (!existsSync(cached)) {
     mkdirSync(cacheDir, { recursive: true, mode: 0o700 })
     const making = join(cacheDir, `making-${randomBytes(6).toString('hex')}`)
+    const temporary = `${making}-tmp`
+    mkdirSync(temporary)
     try {
       await execFileAsync(
         found.installDb,
@@ -114,6 +116,8 @@ export async function freshDatadir(datadir: string, options: MariadbOptions): Pr
           `--datadir=${making}`,
           '--auth-root-authentication-method=normal',
           '--skip-test-db',
+          // Its temporary tables must not meet those of others, nor what somebody left in /tmp.
+          `--tmpdir=${temporary}`,
           ...userOptions(),
           ...installArgs,
         ],
@@ -124,6 +128,8 @@ export async function freshDatadir(datadir: string, options: MariadbOptions): Pr
     } catch (error) {
       rmSync(making, { recursive: true, force: true })
       if (!existsSync(cached)) throw error
+    } finally {
+      rmSync(temporary, { recursive: true, force: true })
     }
   }
   await copyDatadir(cached, datadir)
@@ -139,6 +145,7 @@ export class MariadbServer {
   readonly datadir: string
   readonly socket: string
   readonly logFile: string
+  private readonly temporary: string
   private readonly options: MariadbOptions
   private readonly homeDir: string
   private child: ChildProcess | undefined
@@ -151,7 +158,9 @@ export class MariadbServer {
     this.options = options
     this.socket = join(homeDir, 's')
     this.logFile = join(homeDir, 'error.log')
+    this.temporary = join(homeDir, 'tmp')
     writeFileSync(this.logFile, '')
+    mkdirSync(this.temporary)
   }
 
   /** A server on a fresh datadir, started. It is stopped and its files removed when `t` ends. */
@@ -206,6 +215,7 @@ export class MariadbServer {
       ...userOptions(),
       `--datadir=${this.datadir}`,
       `--socket=${this.socket}`,
+      `--tmpdir=${this.temporary}`,
       `--pid-file=${join(this.homeDir, 'pid')}`,
       `--log-error=${this.logFile}`,
       ...quickOptions,
