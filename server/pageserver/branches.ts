@@ -15,7 +15,7 @@ import { randomBytes } from 'node:crypto'
 import type { TimelineBranch } from '../../protocol/messages-branch.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import { sealCatalogue } from './catalogue-store.ts'
-import { ManifestStore, timelineKeys } from './manifest.ts'
+import { type InheritedParts, ManifestStore, timelineKeys } from './manifest.ts'
 import type { Timeline } from './timeline.ts'
 
 /** The new timeline's manifest, durable. Throws `retry` if the ancestor does not reach the LSN soon. */
@@ -29,21 +29,22 @@ export async function createBranch(
   if (ancestor.durableLsn < lsn) await ancestor.checkpoint()
   const { innodbPageSize, serverVersion, ancestors } = ancestor.manifest.current
   const { timeline, name } = request
-  const put = async (what: string, bytes: Buffer) => {
-    const key = `${timelineKeys.objects(timeline)}g1-${randomBytes(8).toString('hex')}-${what}`
-    await store.putIfAbsent(key, bytes)
-    return { key, bytes: bytes.length }
-  }
-  const catalogue = await put(`catalogue-${lsn}`, sealCatalogue(ancestor.catalogue, lsn))
-  const files = await put('files-snapshot', ancestor.files.sealUpTo(lsn))
-  return ManifestStore.create(
-    store,
-    { timeline, name, innodbPageSize, serverVersion, startLsn: lsn },
-    {
+  const inherit = async (generation: number): Promise<InheritedParts> => {
+    const put = async (what: string, bytes: Buffer) => {
+      const random = randomBytes(8).toString('hex')
+      const key = `${timelineKeys.objects(timeline)}g${generation}-${random}-${what}`
+      await store.putIfAbsent(key, bytes)
+      return { key, bytes: bytes.length }
+    }
+    const catalogue = await put(`catalogue-${lsn}`, sealCatalogue(ancestor.catalogue, lsn))
+    const files = await put('files-snapshot', ancestor.files.sealUpTo(lsn))
+    return {
       ancestors: [{ timeline: ancestor.id, lsn }, ...ancestors],
       catalogue: { ...catalogue, lsn },
       files: [{ ...files, kind: 'snapshot' }],
       gaps: [{ from: lsn, readableFrom: lsn }],
-    },
-  )
+    }
+  }
+  const fresh = { timeline, name, innodbPageSize, serverVersion, startLsn: lsn }
+  return ManifestStore.create(store, fresh, inherit)
 }

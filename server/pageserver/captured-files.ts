@@ -98,6 +98,8 @@ export class CapturedFiles {
   /** Not yet saved, in the order in which they came. */
   #unsaved: { path: string; version: StoredVersion }[] = []
   readonly #saves = new Turns()
+  readonly #puts = new Set<Promise<boolean>>()
+  #isClosed = false
 
   /** `ancestors`: timelines whose chunks may be referred to as well, the nearest first. */
   constructor(store: ObjectStore, timeline: TimelineId, ancestors: readonly TimelineId[] = []) {
@@ -125,11 +127,29 @@ export class CapturedFiles {
     return this.#unsaved.length
   }
 
+  /** Nothing is taken any more; resolves when what was under way has ended. For a timeline that is being deleted. */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    while (this.#puts.size > 0) await Promise.allSettled(this.#puts)
+    await this.#saves.done()
+  }
+
   /**
    * Takes a piece of a file. Pieces come in order, the first at offset 0 (which begins the upload anew if it was under way);
    * the one that reaches `totalBytes` completes the version, and true is returned. Its chunks are durable then.
    */
   async put(version: FileVersion, offset: number, piece: Uint8Array): Promise<boolean> {
+    if (this.#isClosed) throw invalidError(`file ${version.path} of a timeline that is being deleted`)
+    const taken = this.#put(version, offset, piece)
+    this.#puts.add(taken)
+    try {
+      return await taken
+    } finally {
+      this.#puts.delete(taken)
+    }
+  }
+
+  async #put(version: FileVersion, offset: number, piece: Uint8Array): Promise<boolean> {
     checkFilePath(version.path)
     const { path, totalBytes } = version
     let upload = this.#uploads.get(path)

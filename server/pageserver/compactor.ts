@@ -14,7 +14,7 @@
  * when no memtable waits for a thread, so that compaction never holds up ingestion for longer than a slice.
  */
 import { unlink } from 'node:fs/promises'
-import type { Lsn } from '../../protocol/ids.ts'
+import type { Lsn, PageId } from '../../protocol/ids.ts'
 import { internalError, toPalimpsestError } from '../shared/errors.ts'
 import { catalogueSnapshotDue } from './catalogue-store.ts'
 import type { ImageSliceInput, ImageSliceResult, MergeInput, MergeResult } from './compact-layers.ts'
@@ -27,9 +27,9 @@ import {
   planImages,
   replaceLayers,
 } from './core/plan.ts'
-import { delay } from './environment.ts'
+import { delay, removeScratch } from './environment.ts'
 import type { LayerSet } from './layer-store.ts'
-import { type LayerEntry, layerEntry, type Manifest } from './manifest.ts'
+import { ImpossibleManifestError, type LayerEntry, layerEntry, type Manifest } from './manifest.ts'
 import type { PageRequest } from './reconstruct.ts'
 import type { Timeline } from './timeline.ts'
 import type { TimelineSnapshot } from './timeline-snapshot.ts'
@@ -86,10 +86,13 @@ export class Compactor {
     while (!this.#closed) {
       this.#again = false
       try {
-        if (!(await this.#step())) return
+        const goesOn = await this.#step()
+        this.#timeline.compactorState('')
+        if (!goesOn) return
       } catch (error) {
         const known = toPalimpsestError(error)
         if (this.#closed || known.kind === 'fenced') return
+        this.#timeline.compactorState(`layers cannot be merged: ${known.message}`)
         this.#timeline.log.warn({ err: known }, 'compaction failed; it is tried again')
         await this.#pause(known.kind === 'retry' ? RETRY_MS : FAILED_MS)
       }
@@ -139,19 +142,18 @@ export class Compactor {
   }
 
   async #merge(plan: CompactionPlan<LayerEntry>): Promise<void> {
-    const { env, log } = this.#timeline
+    const { log } = this.#timeline
     const set = this.#timeline.stack.set()
     const outputs: LayerEntry[] = []
     try {
       await this.#mergeSlices(plan, set, outputs)
     } catch (error) {
-      // Nobody names them.
-      for (const output of outputs) await env.layers.delete(output.key).catch(() => {})
+      await this.#deleteUnnamed(outputs)
       throw error
     } finally {
       set.release()
     }
-    await this.#commit(current => ({
+    await this.#commit(outputs, current => ({
       ...current,
       layers: replaceLayers(current.layers, plan.inputs, outputs),
     }))
@@ -161,47 +163,74 @@ export class Compactor {
   }
 
   async #mergeSlices(plan: CompactionPlan<LayerEntry>, set: LayerSet, outputs: LayerEntry[]): Promise<void> {
-    const { manifest, env, id } = this.#timeline
     for (const input of plan.inputs) set.add(input)
-    let from: { space: number; page: number } | null = null
-    for (;;) {
+    for (let from: PageId | null | undefined = null; from !== undefined; ) {
       await set.fetchAll()
       await this.#turn()
-      const path = this.#timeline.scratchPath('merge')
-      const slice: MergeInput = {
-        inputs: set.sources,
-        path,
-        timeline: id,
-        generation: manifest.current.generation,
-        lsnStart: plan.lsnStart,
-        lsnEnd: plan.lsnEnd,
-        from,
-        layerBytes: this.#policy.layerBytes,
-      }
-      const merged: MergeResult | undefined = await renewing(set, () => env.background.run('merge', slice))
-      if (merged === undefined) continue
-      const { summary, next } = merged
-      const key = manifest.layerKey('delta', 1, plan.lsnStart, plan.lsnEnd)
-      await this.#put(key, path)
-      outputs.push(layerEntry(key, 1, summary))
-      env.metrics.layerBytes.merge += summary.bytes
-      if (next === null) return
-      from = next
+      const start: PageId | null = from
+      from = await this.#withScratch('merge', path => this.#mergeSlice(plan, set, start, path, outputs))
     }
   }
 
+  /** Where the next slice begins; undefined when this was the last. */
+  async #mergeSlice(
+    plan: CompactionPlan<LayerEntry>,
+    set: LayerSet,
+    from: PageId | null,
+    path: string,
+    outputs: LayerEntry[],
+  ): Promise<PageId | null | undefined> {
+    const { manifest, env, id } = this.#timeline
+    const slice: MergeInput = {
+      inputs: set.sources,
+      path,
+      timeline: id,
+      generation: manifest.current.generation,
+      lsnStart: plan.lsnStart,
+      lsnEnd: plan.lsnEnd,
+      from,
+      layerBytes: this.#policy.layerBytes,
+    }
+    const merged: MergeResult | undefined = await renewing(set, () => env.background.run('merge', slice))
+    // The same again, with the copy that was bad fetched anew.
+    if (merged === undefined) return from
+    const { summary, next } = merged
+    const key = manifest.layerKey('delta', 1, plan.lsnStart, plan.lsnEnd)
+    await this.#put(key, path)
+    outputs.push(layerEntry(key, 1, summary))
+    env.metrics.layerBytes.merge += summary.bytes
+    return next ?? undefined
+  }
+
   /** The file of a finished layer is made durable. While the store cannot be reached it is tried again: the work is done. */
-  async #put(key: string, path: string): Promise<void> {
+  #put(key: string, path: string): Promise<void> {
+    return this.#patiently(() => this.#timeline.env.layers.put(key, path))
+  }
+
+  /** @param made layers that the change would name */
+  async #commit(made: readonly LayerEntry[], change: (current: Manifest) => Manifest): Promise<void> {
     try {
-      await this.#patiently(() => this.#timeline.env.layers.put(key, path))
+      await this.#patiently(() => this.#timeline.manifest.update(change))
     } catch (error) {
-      await unlink(path).catch(() => {})
+      // After any other error the manifest may have come into being.
+      if (error instanceof ImpossibleManifestError) await this.#deleteUnnamed(made)
       throw error
     }
   }
 
-  async #commit(change: (current: Manifest) => Manifest): Promise<void> {
-    await this.#patiently(() => this.#timeline.manifest.update(change))
+  /** Layers that no manifest names. What cannot be deleted now, the next start removes. */
+  async #deleteUnnamed(layers: readonly LayerEntry[]): Promise<void> {
+    for (const { key } of layers) await this.#timeline.env.layers.delete(key).catch(() => {})
+  }
+
+  /** A path for a file under construction, which is removed, unless the store has taken it, when the work ends. */
+  async #withScratch<T>(what: string, work: (path: string) => Promise<T>): Promise<T> {
+    const path = this.#timeline.scratchPath(what)
+    try {
+      return await work(path)
+    } finally {
+      await removeScratch(path)
+    }
   }
 
   async #patiently(work: () => Promise<unknown>): Promise<void> {
@@ -223,18 +252,18 @@ export class Compactor {
   }
 
   async #makeImages(layer: LayerEntry): Promise<void> {
-    const { env, log, replacements } = this.#timeline
+    const { log, replacements } = this.#timeline
     const lsn = layer.lsnEnd
     const costly = await this.#findCostly(layer)
     const images: LayerEntry[] = []
     try {
       await this.#makeSlices(lsn, costly, images)
     } catch (error) {
-      for (const image of images) await env.layers.delete(image.key).catch(() => {})
+      await this.#deleteUnnamed(images)
       throw error
     }
     let outdated = false
-    await this.#commit(current => {
+    await this.#commit(images, current => {
       // An import has brought other pages meanwhile than those that these are made of.
       outdated = this.#timeline.replacements !== replacements || this.#timeline.awaitsImport
       if (outdated) return current
@@ -268,7 +297,6 @@ export class Compactor {
 
   /** Layers of images of these pages as of the LSN, in the store; `images` has them also if it fails half-way. */
   async #makeSlices(lsn: Lsn, costly: Uint32Array, images: LayerEntry[]): Promise<void> {
-    const { manifest, env, log, id } = this.#timeline
     for (let at = 0; at < costly.length; ) {
       await this.#turn()
       const snapshot = this.#timeline.snapshot(lsn)
@@ -282,27 +310,28 @@ export class Compactor {
           bytes += request.bytes
         }
         if (requests.length === 0) continue
-        const path = this.#timeline.scratchPath('images')
-        const { summary, damaged } = await this.#writeImages(snapshot, {
-          requests,
-          lsn,
-          path,
-          timeline: id,
-          generation: manifest.current.generation,
-        })
-        for (const message of damaged) log.error({ lsn }, message)
-        if (summary.pages === 0) {
-          await unlink(path)
-          continue
-        }
-        const key = manifest.layerKey('image', COMPACTED_IMAGE_LEVEL, lsn, lsn)
-        await this.#put(key, path)
-        images.push(layerEntry(key, COMPACTED_IMAGE_LEVEL, summary))
-        env.metrics.layerBytes.images += summary.bytes
+        await this.#withScratch('images', path => this.#makeSlice(snapshot, { requests, lsn, path }, images))
       } finally {
         snapshot.release()
       }
     }
+  }
+
+  async #makeSlice(
+    snapshot: TimelineSnapshot,
+    slice: Pick<ImageSliceInput, 'requests' | 'lsn' | 'path'>,
+    images: LayerEntry[],
+  ): Promise<void> {
+    const { manifest, env, log, id } = this.#timeline
+    const { lsn, path } = slice
+    const { generation } = manifest.current
+    const { summary, damaged } = await this.#writeImages(snapshot, { ...slice, timeline: id, generation })
+    for (const message of damaged) log.error({ lsn }, message)
+    if (summary.pages === 0) return
+    const key = manifest.layerKey('image', COMPACTED_IMAGE_LEVEL, lsn, lsn)
+    await this.#put(key, path)
+    images.push(layerEntry(key, COMPACTED_IMAGE_LEVEL, summary))
+    env.metrics.layerBytes.images += summary.bytes
   }
 
   async #costlyPages(layer: LayerEntry, older: readonly LayerEntry[]): Promise<Uint32Array> {

@@ -1,5 +1,5 @@
 /** What all timelines of one page server share. */
-
+import { rm } from 'node:fs/promises'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
@@ -41,6 +41,11 @@ export interface PageServerEnvironment {
   nowMs(): number
 }
 
+/** A file under construction that is given up. What cannot be removed now is removed at the next start. */
+export async function removeScratch(path: string): Promise<void> {
+  await rm(path, { force: true }).catch(() => {})
+}
+
 export function delay(ms: number): Promise<void> {
   return new Promise(resolve => setTimeout(resolve, ms))
 }
@@ -56,4 +61,25 @@ export async function atMost<T>(promise: Promise<T>, ms: number): Promise<T | un
   } finally {
     clearTimeout(timer)
   }
+}
+
+/** Does the work for each of the items, so many at a time. After a failure nothing more is begun; it is what is thrown. */
+export async function forEachAtMost<T>(
+  places: number,
+  items: Iterable<T>,
+  work: (item: T) => Promise<void>,
+): Promise<void> {
+  const rest = items[Symbol.iterator]()
+  let hasFailed = false
+  const worker = async (): Promise<void> => {
+    for (let next = rest.next(); !next.done && !hasFailed; next = rest.next())
+      try {
+        await work(next.value)
+      } catch (error) {
+        hasFailed = true
+        throw error
+      }
+  }
+  const outcomes = await Promise.allSettled(Array.from({ length: places }, worker))
+  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
 }

@@ -69,7 +69,7 @@ class PageWalk {
   }
 }
 
-/** The file is complete and synced when this returns; on an error it is gone. */
+/** The file is complete when this returns; on an error it is gone. */
 export function flushMemtable(memory: ArenaMemory, input: FlushInput): LayerSummary {
   const { triples } = input
   const pages = triples.length / TRIPLE.rowWords

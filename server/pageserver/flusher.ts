@@ -5,16 +5,17 @@
  *     and the safekeeper may trim
  *
  * Files are written side by side; manifests in LSN order. Each step is tried until it succeeds, since the redo stays in
- * memory until then: unless the timeline has another owner, is deleted, or the page server stops.
+ * memory until then: unless the timeline has another owner, is deleted, or the page server stops, or what is wrong does not
+ * pass: bytes that are damaged, or a manifest that would contradict the one before.
  */
 import type { Lsn } from '../../protocol/ids.ts'
-import { toPalimpsestError } from '../shared/errors.ts'
+import { type PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { Turns } from '../shared/turns.ts'
 import type { TimeMap } from './core/time-map.ts'
-import { delay, type PageServerEnvironment } from './environment.ts'
+import { delay, type PageServerEnvironment, removeScratch } from './environment.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
-import { layerEntry, type Manifest, type ManifestStore } from './manifest.ts'
+import { ImpossibleManifestError, layerEntry, type Manifest, type ManifestStore } from './manifest.ts'
 import type { Memtable } from './memtable.ts'
 
 const RETRY_MS = 1000
@@ -120,7 +121,12 @@ export class Flusher {
     const { env, manifest } = this.#timeline
     const { path, summary } = await this.#persist('writing a layer', () => this.#writeFile(memtable))
     const key = manifest.layerKey('delta', 0, memtable.beginLsn, memtable.endLsn)
-    await this.#persist('storing a layer', () => env.layers.put(key, path))
+    try {
+      await this.#persist('storing a layer', () => env.layers.put(key, path))
+    } catch (error) {
+      await removeScratch(path)
+      throw error
+    }
     return { key, summary }
   }
 
@@ -135,6 +141,10 @@ export class Flusher {
     memtable.acquire()
     try {
       return { path, summary: await env.background.run('flush', input, [triples.buffer]) }
+    } catch (error) {
+      // Of a thread that died.
+      await removeScratch(path)
+      throw error
     } finally {
       memtable.release()
     }
@@ -173,10 +183,18 @@ export class Flusher {
         return await work()
       } catch (error) {
         const known = toPalimpsestError(error)
-        if (known.kind === 'fenced' || this.#isClosed) throw known
+        if (this.#isClosed || isFinal(known)) throw known
         this.#timeline.held(known.message)
         this.#timeline.log.warn({ err: known }, `${what} failed; trying again`)
         await delay(RETRY_MS)
       }
   }
+}
+
+/** Whoever tries again gets the same. What is merely `internal` may be a disk that somebody looks after. */
+function isFinal(error: PalimpsestError): boolean {
+  const { kind } = error
+  return (
+    kind === 'fenced' || kind === 'corrupt' || kind === 'invalid' || error instanceof ImpossibleManifestError
+  )
 }

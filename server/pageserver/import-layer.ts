@@ -5,7 +5,7 @@
  * and are verified here, once. Pages of page_compressed tables are stored uncompressed, as the buffer pool has them: redo
  * applies to these.
  */
-import { closeSync, openSync, readSync, unlinkSync } from 'node:fs'
+import { closeSync, openSync, readSync } from 'node:fs'
 import { decompressPage } from '../../parser/page-compression.ts'
 import { pageLsn } from '../../parser/page-format.ts'
 import { parseSpaceFlags } from '../../parser/space-flags.ts'
@@ -29,7 +29,7 @@ export interface ImportSpoolInput {
   readonly events: readonly CatalogueEvent[]
 }
 
-/** The layer is complete and synced, and the spool removed, when this returns. */
+/** The layer's file is complete when this returns. The spool stays. */
 export function layerFromSpool(input: ImportSpoolInput): LayerSummary {
   const { pages, lsn, timeline, generation } = input
   const fd = pages.length === 0 ? -1 : openSync(input.spool, 'r')
@@ -58,9 +58,7 @@ export function layerFromSpool(input: ImportSpoolInput): LayerSummary {
       const bytes = Buffer.isBuffer(plain) ? plain : Buffer.from(plain.buffer, plain.byteOffset, plain.length)
       writer.addPage(id.space, id.page, bytes, 0, bytes.length, pageLsn(bytes))
     }
-    const summary = writer.finish({ catalogueEvents: input.events })
-    if (fd >= 0) unlinkSync(input.spool)
-    return summary
+    return writer.finish({ catalogueEvents: input.events })
   } catch (error) {
     writer.abort()
     throw error

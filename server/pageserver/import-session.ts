@@ -3,9 +3,10 @@
  *
  * Pages are spooled to a file as they come, and each full spool is made an image layer by a worker while the next one
  * fills: memory stays at the frames in flight. Layers are put into the store as they are finished, but no manifest names
- * them before the import has ended; of one that never ends nothing remains after the next start.
+ * them before the import has ended. Of one that is given up nothing remains, of one that a crash ended nothing after the next
+ * start.
  */
-import { type FileHandle, open, unlink } from 'node:fs/promises'
+import { type FileHandle, open } from 'node:fs/promises'
 import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../protocol/messages-import.ts'
@@ -13,6 +14,7 @@ import { invalidError, retryError, toPalimpsestError } from '../shared/errors.ts
 import { Turns } from '../shared/turns.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
 import { closeGaps } from './core/gaps.ts'
+import { removeScratch } from './environment.ts'
 import { type LayerEntry, layerEntry } from './manifest.ts'
 import type { Timeline } from './timeline.ts'
 
@@ -49,6 +51,8 @@ export class ImportSession {
   #spool: Spool | undefined
   readonly #inWork = new Set<Promise<void>>()
   #failure: unknown
+  /** The manifest may have the layers: its update has begun. */
+  #mayBeNamed = false
   /** Requests are carried out in the order in which they came. */
   readonly #turns = new Turns()
   pages = 0
@@ -143,23 +147,23 @@ export class ImportSession {
     const { manifest, env } = timeline
     const path = timeline.scratchPath('image')
     const pages = Uint32Array.from(spool?.pages ?? [])
-    const summary = await env.background.run('importLayer', {
-      spool: spool?.path ?? '',
-      pages,
-      path,
-      timeline: timeline.id,
-      generation: manifest.current.generation,
-      lsn: this.startLsn,
-      events,
-    })
-    const key = manifest.layerKey('image', IMPORT_IMAGE_LEVEL, this.startLsn, this.startLsn)
     try {
+      const summary = await env.background.run('importLayer', {
+        spool: spool?.path ?? '',
+        pages,
+        path,
+        timeline: timeline.id,
+        generation: manifest.current.generation,
+        lsn: this.startLsn,
+        events,
+      })
+      const key = manifest.layerKey('image', IMPORT_IMAGE_LEVEL, this.startLsn, this.startLsn)
       await env.layers.put(key, path)
-    } catch (error) {
-      await unlink(path).catch(() => {})
-      throw error
+      this.#layers.push(layerEntry(key, IMPORT_IMAGE_LEVEL, summary))
+    } finally {
+      if (spool !== undefined) await removeScratch(spool.path)
+      await removeScratch(path)
     }
-    this.#layers.push(layerEntry(key, IMPORT_IMAGE_LEVEL, summary))
   }
 
   /** Makes the import part of the timeline; it is durable when this resolves. */
@@ -185,6 +189,7 @@ export class ImportSession {
       // A snapshot of the catalogue that was saved meanwhile lacks these events, and its LSN may be above theirs.
       await timeline.saveCatalogue()
       let outdated: LayerEntry[] = []
+      this.#mayBeNamed = true
       await timeline.manifest.update(current => {
         const gaps =
           this.kind === 'full' && current.gaps.length === 0
@@ -205,16 +210,22 @@ export class ImportSession {
     })
   }
 
-  /** Gives the import up; what it stored is removed at the next start. */
+  /** Gives the import up, with what it stored: what cannot be deleted now, the next start removes. */
   async abort(): Promise<void> {
     this.#failure ??= invalidError(`import ${this.id} was given up`)
     await this.#turns.done()
     await Promise.all(this.#inWork)
     const spool = this.#spool
     this.#spool = undefined
-    if (spool === undefined) return
-    await spool.file.close()
-    await unlink(spool.path).catch(() => {})
+    if (spool !== undefined) {
+      await spool.file.close()
+      await removeScratch(spool.path)
+    }
+    if (this.#mayBeNamed) return
+    for (const { key } of this.#layers.splice(0))
+      await this.timeline.env.layers.delete(key).catch(error => {
+        this.timeline.log.debug({ err: error, layer: key }, 'a layer of an import that was given up stays')
+      })
   }
 }
 

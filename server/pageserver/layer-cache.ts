@@ -5,10 +5,14 @@
  *     DIR/partial/N            under way; removed at start
  *     DIR/layers/KEY~N         whole. The key's slashes are tildes; N makes each copy's name its own
  *
- * A copy gets its final name only when it is whole and synced: one that was fetched when the store has verified its CRC, one
- * that was written here when the store has the object. So what has such a name after a crash is whole; its size is compared
- * with the manifest's all the same, and every part of a layer has a CRC of its own, which is verified when it is read.
+ * A copy gets its final name only when it is whole: one that was fetched when the store has verified its CRC, one that was
+ * written here when the store has the object. The latter is not synced, so a crash of the machine may leave it torn: its size
+ * is compared with the manifest's, and every part of a layer has a CRC of its own, which is verified when it is read.
  * A copy that turns out to be damaged is thrown away and fetched again (`renew`), once; then the object itself is damaged.
+ *
+ * A key stands for the same bytes for ever (deletion.ts), unless somebody puts an older copy of the store in its place. So
+ * copies that no manifest names are thrown away when the page server has opened its timelines (`forgetAll`): they would only
+ * take room, or be taken for what a key that is given out again stands for.
  *
  * The least recently used copies go when there are more than `bytesMax`. What is held stays, so a moment's readers may need
  * more than that. A copy is emptied before its name is removed, since a worker may still have it open; no task reads it
@@ -20,6 +24,7 @@ import { join } from 'node:path'
 import { corruptError, refreshError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
+import { removeScratch } from './environment.ts'
 import { type LayerFile, type LayerStore, type NamedLayer, putLayer } from './layer-store.ts'
 
 /** More side by side would gain nothing on any usual network. */
@@ -169,7 +174,13 @@ export class LayerCache implements LayerStore {
           `layer ${layer.key} in ${this.#store.description} has ${bytes} bytes, the manifest says ${layer.bytes}; restore it from a copy of the object store`,
         )
       }
-      const copy = await this.#adopt(layer.key, partial, bytes)
+      let copy: Copy
+      try {
+        copy = await this.#adopt(layer.key, partial, bytes)
+      } catch (error) {
+        await removeScratch(partial)
+        throw error
+      }
       this.fetches++
       this.fetchedBytes += bytes
       this.#log.debug({ layer: layer.key, bytes, ms: Math.round(performance.now() - since) }, 'layer fetched')
@@ -208,6 +219,8 @@ export class LayerCache implements LayerStore {
   }
 
   async put(key: string, path: string): Promise<void> {
+    // Of an older copy of the store.
+    this.forget(key)
     // A second name, since the store takes the first one away.
     const partial = this.#partial()
     const { size } = statSync(path)
@@ -222,7 +235,7 @@ export class LayerCache implements LayerStore {
     try {
       await putLayer(this.#store, key, path)
     } catch (error) {
-      if (linked) await unlink(partial).catch(() => {})
+      if (linked) await removeScratch(partial)
       throw error
     }
     // From here on the layer is stored, whatever becomes of the copy.
@@ -230,7 +243,7 @@ export class LayerCache implements LayerStore {
     try {
       await this.#adopt(key, partial, size)
     } catch (error) {
-      await unlink(partial).catch(() => {})
+      await removeScratch(partial)
       this.#log.warn({ err: error, layer: key }, 'a new layer could not be cached')
     }
     this.#trim()
@@ -246,6 +259,10 @@ export class LayerCache implements LayerStore {
     const copy = this.#copies.get(key)
     if (copy !== undefined) this.#discard(copy)
     this.#renewed.delete(key)
+  }
+
+  forgetAll(isGone: (key: string) => boolean): void {
+    for (const key of [...this.#copies.keys(), ...this.#renewed]) if (isGone(key)) this.forget(key)
   }
 
   renew(layer: NamedLayer, path: string): boolean {

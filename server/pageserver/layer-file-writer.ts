@@ -1,11 +1,11 @@
 /**
- * What the writers of both kinds of layer share: a temporary local file, buffered output, sections, footer, fsync.
+ * What the writers of both kinds of layer share: a temporary local file, buffered output, sections, footer.
  *
  * Synchronous, for use in a worker. The file is nobody's until it was put into the object store: a writer that is
- * abandoned (`abort`, or the process dies) leaves a file that the next start removes with the rest of the scratch
- * directory.
+ * abandoned (`abort`) removes it; what a crash leaves, the next start removes with the rest of the scratch directory. It is
+ * not synced here: the store does that, where its objects are local files, before it gives the file a name.
  */
-import { closeSync, fsyncSync, openSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { internalError, retryError } from '../shared/errors.ts'
 import { checkZstdLevel, zstdCompress } from '../shared/zstd.ts'
@@ -122,7 +122,7 @@ export class LayerFileWriter {
     this.append(stored, 0, stored.length)
   }
 
-  /** Writes sections and footer, syncs and closes the file. */
+  /** Writes sections and footer, and closes the file. */
   finish(
     counts: Pick<LayerFooter, 'entries' | 'pages' | 'blocks' | 'rawBytes'>,
     extras: LayerExtras,
@@ -150,14 +150,6 @@ export class LayerFileWriter {
     }
     this.append(encodeLayerFooter(footer), 0, LAYER_FOOTER_BYTES)
     this.#flush()
-    try {
-      fsyncSync(this.#fd)
-    } catch (error) {
-      throw internalError(
-        `syncing ${this.path} failed; the layer is given up and will be written anew`,
-        error,
-      )
-    }
     this.#close()
     return { bytes, minTimeUs, maxTimeUs }
   }

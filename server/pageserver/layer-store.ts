@@ -40,6 +40,8 @@ export interface LayerStore {
    * is worth fetching the layer again. False if there is no better one.
    */
   renew(layer: NamedLayer, path: string): boolean
+  /** Throws away the copies of objects that do not exist any more, by key. */
+  forgetAll(isGone: (key: string) => boolean): void
   close(): Promise<void>
 }
 
@@ -75,6 +77,8 @@ export class LayersInPlace implements LayerStore {
   renew(): boolean {
     return false
   }
+
+  forgetAll(): void {}
 
   close(): Promise<void> {
     return Promise.resolve()

@@ -16,9 +16,10 @@ import { zstdCompressSync, zstdDecompressSync } from 'node:zlib'
 import { z } from 'zod'
 import { checkTimelineName, LSN_MAX, type Lsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { CasObject } from '../shared/cas-object.ts'
-import { corruptError, internalError, invalidError, PalimpsestError } from '../shared/errors.ts'
+import { corruptError, fencedError, invalidError, PalimpsestError } from '../shared/errors.ts'
 import { isObjectKey, type ObjectStore } from '../shared/object-store.ts'
 import { Turns } from '../shared/turns.ts'
+import { decodeTombstone, encodeTombstone, removeObjects, type Tombstone } from './deletion.ts'
 import type { LayerSummary } from './layer-file-writer.ts'
 import { LayerKind } from './layer-format.ts'
 
@@ -155,6 +156,10 @@ export function layerEntry(layerKey: string, level: number, summary: LayerSummar
 /** Zstandard over JSON after 12 bytes: magic, u32 length of the JSON. The CRC is that of the versioned object. */
 export function encodeManifest(manifest: Manifest): Buffer {
   const json = Buffer.from(JSON.stringify(manifest), 'utf8')
+  if (json.length > JSON_BYTES_MAX)
+    throw new ImpossibleManifestError(
+      `the manifest of timeline ${manifest.timeline} would have ${json.length} bytes of JSON, more than the ${JSON_BYTES_MAX} that can be read back`,
+    )
   const head = Buffer.alloc(12)
   head.write(MAGIC, 0, 'latin1')
   head.writeUInt32LE(json.length, 8)
@@ -197,13 +202,23 @@ export async function listTimelines(store: ObjectStore): Promise<TimelineId[]> {
   return ids
 }
 
+/** An update that would break what a manifest promises. To try it again is in vain. */
+export class ImpossibleManifestError extends PalimpsestError {
+  constructor(message: string) {
+    super('internal', message)
+  }
+}
+
 /** The manifest of a timeline that this process owns. Commits are made one after the other, in the order of calls. */
 export class ManifestStore {
   readonly #store: ObjectStore
   readonly #cas: CasObject
   #current: Manifest
   readonly #updates = new Turns()
+  /** What updates fail with once the timeline is being deleted. */
   #closed: PalimpsestError | undefined
+  /** Its newest version is a tombstone. */
+  #isTombstone = false
   /** For catalogue-store.ts: snapshots are saved one after the other. */
   readonly catalogueTurns = new Turns()
   #fenced: PalimpsestError | undefined
@@ -220,57 +235,56 @@ export class ManifestStore {
   /**
    * Makes a new timeline, owned by the caller. The index entry comes first: one without a manifest is a creation that
    * was never acknowledged, and is ignored.
+   *
+   * @param inherit what a branch begins with; it may put objects, whose keys are to have this generation
    */
   static async create(
     store: ObjectStore,
     fresh: NewTimeline,
-    inherited?: InheritedParts,
+    inherit?: (generation: number) => Promise<InheritedParts>,
   ): Promise<ManifestStore> {
+    const { timeline } = fresh
+    const cas = manifestObject(store, timeline)
+    const found = await loadVersion(store, cas, timeline)
+    if (found?.manifest !== undefined)
+      throw invalidError(`timeline ${timeline} exists already in ${store.description}`)
+    let generation = 1
+    if (found !== undefined) {
+      // Deleted once. Whoever still deletes is to know that what comes now is not meant.
+      const { name, generation: last } = found.tombstone
+      await cas.commit(encodeTombstone({ name, generation: last + 1 }))
+      await removeObjectsOf(store, cas, timeline)
+      generation = last + 2
+    }
     const manifest = manifestSchema.parse({
       formatVersion: MANIFEST_FORMAT_VERSION,
       ...fresh,
-      generation: 1,
+      generation,
       durableLsn: fresh.startLsn,
       stopped: null,
       layers: [],
-      ...(inherited ?? { ancestors: [], catalogue: null, files: [], gaps: [] }),
+      ...((await inherit?.(generation)) ?? { ancestors: [], catalogue: null, files: [], gaps: [] }),
     } satisfies Record<keyof Manifest, unknown>)
-    const cas = manifestObject(store, fresh.timeline)
-    if ((await cas.load()) !== undefined)
-      throw new PalimpsestError(
-        'invalid',
-        `timeline ${fresh.timeline} exists already in ${store.description}`,
-      )
-    await store.putIfAbsent(timelineKeys.index(fresh.timeline), Buffer.from(`${fresh.name}\n`))
+    await store.putIfAbsent(timelineKeys.index(timeline), Buffer.from(`${fresh.name}\n`))
     await cas.commit(encodeManifest(manifest))
     return new ManifestStore(store, cas, manifest)
   }
 
-  /**
-   * Opens a timeline and makes the caller its owner: earlier ones are fenced. Undefined if there is no such timeline.
-   * Throws `fenced` if another process does the same at this moment and was faster.
-   */
-  static async claim(store: ObjectStore, timeline: TimelineId): Promise<ManifestStore | undefined> {
-    const cas = manifestObject(store, timeline)
-    const version = await cas.load()
-    if (version === undefined) return undefined
-    const found = decodeManifest(version.bytes, `manifest ${cas.key(version.number)} in ${store.description}`)
-    if (found.timeline !== timeline)
-      throw corruptError(
-        `manifest ${cas.key(version.number)} in ${store.description} is of timeline ${found.timeline}`,
-      )
+  /** For `ManifestClaim`: commits `found`, which `cas` has loaded, under the next generation. */
+  static async take(store: ObjectStore, cas: CasObject, found: Manifest): Promise<ManifestStore> {
     const manifest = { ...found, generation: found.generation + 1 }
     await cas.commit(encodeManifest(manifest))
     return new ManifestStore(store, cas, manifest)
   }
 
-  /** Reads a timeline's manifest without claiming it. */
+  /** Opens a timeline and makes the caller its owner: see `ManifestClaim`, which can be tried again. */
+  static claim(store: ObjectStore, timeline: TimelineId): Promise<ManifestStore | undefined> {
+    return new ManifestClaim(store, timeline).take()
+  }
+
+  /** Reads a timeline's manifest without claiming it. Undefined if there is none, or not any more. */
   static async read(store: ObjectStore, timeline: TimelineId): Promise<Manifest | undefined> {
-    const cas = manifestObject(store, timeline)
-    const version = await cas.load()
-    return (
-      version && decodeManifest(version.bytes, `manifest ${cas.key(version.number)} in ${store.description}`)
-    )
+    return (await loadVersion(store, manifestObject(store, timeline), timeline))?.manifest
   }
 
   /** As committed last. Not to be changed. */
@@ -299,8 +313,8 @@ export class ManifestStore {
 
   /**
    * Commits what `change` makes of the current manifest. What the result names must be in the store by then. Throws
-   * `fenced` once another process owns the timeline; after any other error the update did not take effect here and
-   * may be tried again.
+   * `fenced` once another process owns the timeline, and ImpossibleManifestError, before anything was written, if the result
+   * contradicts the current one; after any other error the update did not take effect here and may be tried again.
    */
   update(change: (current: Manifest) => Manifest): Promise<Manifest> {
     return this.#updates.run(async () => {
@@ -308,45 +322,52 @@ export class ManifestStore {
       if (this.#fenced !== undefined) throw this.#fenced
       const next = change(this.#current)
       this.#check(next)
-      try {
-        await this.#cas.commit(encodeManifest(next))
-      } catch (error) {
-        if (error instanceof PalimpsestError && error.kind === 'fenced') {
-          this.#fenced = error
-          this.onFenced(error)
-        }
-        throw error
-      }
+      await this.#commit(encodeManifest(next))
       this.#current = next
       return next
     })
   }
 
+  async #commit(contents: Buffer): Promise<void> {
+    try {
+      await this.#cas.commit(contents)
+    } catch (error) {
+      if (error instanceof PalimpsestError && error.kind === 'fenced') {
+        this.#fenced = error
+        this.onFenced(error)
+      }
+      throw error
+    }
+  }
+
   /** What no change may do, whatever else it does. */
   #check(next: Manifest): void {
     const now = this.#current
+    const refuse = (why: string): never => {
+      throw new ImpossibleManifestError(
+        `${this.#cas.key(this.#cas.number + 1)} in ${this.#store.description} is not written: ${why}`,
+      )
+    }
     if (
       next.timeline !== now.timeline ||
       next.generation !== now.generation ||
       next.startLsn !== now.startLsn
     )
-      throw internalError(`manifest of ${now.timeline}: an update must not change what identifies it`)
+      refuse('an update must not change what identifies the timeline')
     if (next.durableLsn < now.durableLsn)
-      throw internalError(
-        `manifest of ${now.timeline}: durable LSN would fall from ${now.durableLsn} to ${next.durableLsn}`,
-      )
+      refuse(`the durable LSN would fall from ${now.durableLsn} to ${next.durableLsn}`)
     // A safekeeper forgets what is durable: between two layers nothing may be missing that no gap tells of.
     if (
       next.durableLsn > now.durableLsn &&
       !next.layers.some(layer => layer.lsnStart === now.durableLsn && layer.lsnEnd === next.durableLsn) &&
       !next.gaps.some(gap => gap.from === now.durableLsn && !now.gaps.includes(gap))
     )
-      throw internalError(
-        `manifest of ${now.timeline}: LSN ${next.durableLsn} cannot be durable, since no layer has the redo from LSN ${now.durableLsn} on`,
+      refuse(
+        `LSN ${next.durableLsn} cannot be durable, since no layer has the redo from LSN ${now.durableLsn} on`,
       )
     const keys = new Set<string>()
     for (const layer of next.layers) {
-      if (keys.has(layer.key)) throw internalError(`manifest of ${now.timeline}: layer ${layer.key} twice`)
+      if (keys.has(layer.key)) refuse(`it would have layer ${layer.key} twice`)
       keys.add(layer.key)
     }
   }
@@ -371,30 +392,94 @@ export class ManifestStore {
     return removed
   }
 
-  /** Every later update fails with this; resolves when those under way have ended. */
-  async close(why: PalimpsestError): Promise<void> {
-    this.#closed = why
-    await this.#updates.done()
+  /**
+   * Removes the timeline from the store (deletion.ts). What fails after the tombstone was committed can be asked for again,
+   * and is gone on with at the next start.
+   */
+  async deleteTimeline(): Promise<void> {
+    const { timeline, name, generation } = this.#current
+    await this.#updates.run(async () => {
+      if (this.#fenced !== undefined) throw this.#fenced
+      if (this.#isTombstone) return
+      // A version that came later would be what is left of it.
+      this.#closed = invalidError(`timeline ${name} is being deleted`)
+      await this.#commit(encodeTombstone({ name, generation }))
+      this.#isTombstone = true
+    })
+    await removeObjectsOf(this.#store, this.#cas, timeline)
+  }
+}
+
+/**
+ * An attempt to own a timeline. It remembers what it has committed: after an error of any kind it can be tried again, and
+ * takes nothing away from another process that has claimed the timeline meanwhile.
+ */
+export class ManifestClaim {
+  readonly #store: ObjectStore
+  readonly #timeline: TimelineId
+  readonly #cas: CasObject
+  #found: Manifest | undefined
+  #owned: ManifestStore | undefined
+
+  constructor(store: ObjectStore, timeline: TimelineId) {
+    this.#store = store
+    this.#timeline = timeline
+    this.#cas = manifestObject(store, timeline)
   }
 
   /**
-   * Removes the timeline from the store: first the index entry, so that a half-deleted timeline is not found again,
-   * the manifest's versions last, so that a deletion that was interrupted can be repeated.
+   * Makes the caller the timeline's owner: earlier ones are fenced. Undefined if there is no such timeline; of one whose
+   * deletion was interrupted nothing is left then. Throws `fenced` if another process did the same after this attempt began.
    */
-  async deleteTimeline(): Promise<void> {
-    const { timeline, name } = this.#current
-    // A version that came later would be what is left of it.
-    await this.close(invalidError(`timeline ${name} is being deleted`))
-    await this.#store.delete(timelineKeys.index(timeline))
-    const manifestPrefix = `${timelineKeys.manifest(timeline)}/`
-    const objects = await this.#store.list(timelineKeys.all(timeline))
-    for (const { key: found } of objects)
-      if (!found.startsWith(manifestPrefix)) await this.#store.delete(found)
-    for (const { key: found } of objects)
-      if (found.startsWith(manifestPrefix)) await this.#store.delete(found)
+  async take(): Promise<ManifestStore | undefined> {
+    const store = this.#store
+    if (this.#owned !== undefined) {
+      const { name, generation } = this.#owned.current
+      if ((await ManifestStore.read(store, this.#timeline))?.generation !== generation)
+        throw fencedError(`another page server owns timeline ${name}; ask that one`)
+      return this.#owned
+    }
+    if (this.#found === undefined) {
+      const found = await loadVersion(store, this.#cas, this.#timeline)
+      if (found?.tombstone !== undefined) await removeObjectsOf(store, this.#cas, this.#timeline)
+      if (found?.manifest === undefined) return undefined
+      this.#found = found.manifest
+    }
+    this.#owned = await ManifestStore.take(store, this.#cas, this.#found)
+    return this.#owned
   }
 }
 
 function manifestObject(store: ObjectStore, timeline: TimelineId): CasObject {
   return new CasObject(store, timelineKeys.manifest(timeline), `the manifest of timeline ${timeline}`)
+}
+
+type ManifestVersion =
+  | { readonly manifest: Manifest; readonly tombstone?: undefined }
+  | { readonly manifest?: undefined; readonly tombstone: Tombstone }
+
+/** The newest version; undefined if there never was one. */
+async function loadVersion(
+  store: ObjectStore,
+  cas: CasObject,
+  timeline: TimelineId,
+): Promise<ManifestVersion | undefined> {
+  const version = await cas.load()
+  if (version === undefined) return undefined
+  const where = `manifest ${cas.key(version.number)} in ${store.description}`
+  const tombstone = decodeTombstone(version.bytes, where)
+  if (tombstone !== undefined) return { tombstone }
+  const manifest = decodeManifest(version.bytes, where)
+  if (manifest.timeline !== timeline) throw corruptError(`${where} is of timeline ${manifest.timeline}`)
+  return { manifest }
+}
+
+/** `cas` has the timeline's tombstone as its version. */
+function removeObjectsOf(store: ObjectStore, cas: CasObject, timeline: TimelineId): Promise<void> {
+  return removeObjects(store, {
+    prefix: timelineKeys.all(timeline),
+    indexKey: timelineKeys.index(timeline),
+    tombstoneKey: cas.key(cas.number),
+    isNewest: async () => (await manifestObject(store, timeline).load())?.number === cas.number,
+  })
 }

@@ -3,7 +3,8 @@
  *
  *     states      importing  no import has ended yet: redo is taken in, nothing can be read
  *                 active     redo is taken in and can be read
- *                 stopped    redo that is damaged, or another owner: nothing more is taken in, reads go on
+ *                 stopped    redo that is damaged, another owner, or layers that no manifest can name: nothing more is taken
+ *                            in, reads go on
  *                 deleting
  *
  * All state lives on the main thread and changes synchronously, so that a reader sees each range of redo, each flush and each
@@ -75,8 +76,10 @@ export class Timeline implements ReadableTimeline {
   #ingestedLsn: Lsn
   #lastWallTimeUs = 0
   #stopped: PalimpsestError | undefined
-  /** What keeps it from following the log, from making layers durable, or a page from being made; empty if nothing does. */
-  readonly #problems = { follower: '', flusher: '', page: '' }
+  /** What it had in memory when it stopped is given up: it can be read up to the durable LSN. */
+  #hasForgotten = false
+  /** What keeps it from following the log, from making or merging layers, or a page from being made; empty if nothing does. */
+  readonly #problems = { follower: '', flusher: '', page: '', compactor: '' }
   #deleting = false
   #open: Memtable
   readonly #flusher: Flusher
@@ -181,8 +184,8 @@ export class Timeline implements ReadableTimeline {
 
   /** Why it stopped or waits; empty if all is well. */
   get lastError(): string {
-    const { follower, flusher, page } = this.#problems
-    return this.#stopped?.message ?? (follower || flusher || page)
+    const { follower, flusher, page, compactor } = this.#problems
+    return this.#stopped?.message ?? (follower || flusher || page || compactor)
   }
 
   /** Redo that is in memory and not yet in layers. */
@@ -209,6 +212,10 @@ export class Timeline implements ReadableTimeline {
 
   followerState(problem: string): void {
     this.#problems.follower = problem
+  }
+
+  compactorState(problem: string): void {
+    this.#problems.compactor = problem
   }
 
   pageDamaged(message: string, lsn: Lsn | undefined): void {
@@ -252,10 +259,16 @@ export class Timeline implements ReadableTimeline {
     if (cacheSpace >= 0) this.env.cache.invalidateSpaces(new Set([cacheSpace]), firstPage, event.lsn)
   }
 
-  /** Ingestion ends here. What was ingested can be read and will still become durable, unless another owner took over. */
+  /** Ingestion ends here. What was ingested can be read and will still become durable. */
   stop(error: PalimpsestError): void {
-    // Damage may be found before another owner is.
-    if (this.#stopped !== undefined && (error.kind !== 'fenced' || this.#stopped.kind === 'fenced')) return
+    if (this.#stopped !== undefined) return
+    this.#halt(error)
+    if (error.kind !== 'corrupt') return
+    this.freeze()
+    this.#flusher.rememberStop()
+  }
+
+  #halt(error: PalimpsestError): void {
     this.#stopped = error
     this.log.error(
       { err: error, lsn: error.lsn, ingestedLsn: this.#ingestedLsn },
@@ -264,14 +277,16 @@ export class Timeline implements ReadableTimeline {
     this.ingest.close()
     this.#waiters.rejectAll(lsn => this.#stoppedError(lsn))
     this.onStopped()
-    if (error.kind === 'corrupt') {
-      this.freeze()
-      this.#flusher.rememberStop()
-    } else if (error.kind === 'fenced') this.#forgetRedo()
   }
 
-  /** The other owner takes the same redo in. Ours can never become durable, and others need the memory. */
-  #forgetRedo(): void {
+  /**
+   * What is in memory can never become durable, and others need the memory: another owner takes the same redo in, or the
+   * manifest refuses it. Damage in the redo may have been found before.
+   */
+  #giveUp(error: PalimpsestError): void {
+    if (this.#hasForgotten) return
+    this.#hasForgotten = true
+    this.#halt(error)
     this.#flusher.abandon()
     this.#open.markFlushed()
     this.#open = new Memtable(this.env.arenas, this.#ingestedLsn)
@@ -363,12 +378,16 @@ export class Timeline implements ReadableTimeline {
   }
 
   #flushFailed(error: unknown): void {
-    const known = toPalimpsestError(error)
     if (this.#flusher.isClosed) return
-    this.stop(
-      known.kind === 'fenced'
-        ? fencedError(`another page server owns timeline ${this.name}: ${known.message}`)
-        : known,
+    const { kind, message } = toPalimpsestError(error)
+    const { name, durableLsn } = this
+    this.#giveUp(
+      kind === 'fenced'
+        ? fencedError(`another page server owns timeline ${name}: ${message}`)
+        : internalError(
+            `timeline ${name} cannot be made durable beyond LSN ${durableLsn}: ${message}. Its redo from there on is still with the safekeepers: restart the page server, which takes it in again; if it stops here again, keep the object store as it is and report this`,
+            error,
+          ),
     )
   }
 
@@ -428,9 +447,10 @@ export class Timeline implements ReadableTimeline {
     const at = lsn === 0 || lsn > this.#ingestedLsn ? this.#ingestedLsn : lsn
     const { name, ingestedLsn } = this
     if (this.#deleting) throw invalidError(`timeline ${name} is being deleted`)
-    // Of what it had in memory nothing is left.
-    if (at > this.durableLsn && this.#stopped?.kind === 'fenced')
-      throw retryError(`${this.#stopped.message}; ask that one`)
+    if (at > this.durableLsn && this.#stopped !== undefined && this.#hasForgotten)
+      throw this.#stopped.kind === 'fenced'
+        ? retryError(`${this.#stopped.message}; ask that one`)
+        : this.#stopped
     checkReadable({ name, gaps: this.manifest.current.gaps, asked: lsn, lsn: at, ingestedLsn })
     return at
   }

@@ -2,13 +2,7 @@
 import type { TimelineId } from '../../protocol/ids.ts'
 import type { TimelineBranch, TimelineRename } from '../../protocol/messages-branch.ts'
 import type { TimelineCreate } from '../../protocol/messages-timeline.ts'
-import {
-  fencedError,
-  invalidError,
-  type PalimpsestError,
-  retryError,
-  toPalimpsestError,
-} from '../shared/errors.ts'
+import { invalidError, type PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import { Turns } from '../shared/turns.ts'
 import { createBranch } from './branches.ts'
 import { CapturedFiles } from './captured-files.ts'
@@ -16,13 +10,15 @@ import { loadCatalogue } from './catalogue-store.ts'
 import { Compactor } from './compactor.ts'
 import { Catalogue } from './core/catalogue.ts'
 import { TimeMap } from './core/time-map.ts'
-import { atMost, type PageServerEnvironment } from './environment.ts'
+import { atMost, forEachAtMost, type PageServerEnvironment } from './environment.ts'
 import { readLayerExtras } from './layer-extras.ts'
 import { LayerSet, missingLayer } from './layer-store.ts'
-import { type LayerEntry, listTimelines, ManifestStore } from './manifest.ts'
+import { type LayerEntry, listTimelines, ManifestClaim, ManifestStore, timelineOfKey } from './manifest.ts'
 import { type Ancestor, Timeline } from './timeline.ts'
 import { WalFollower } from './wal-follower.ts'
 
+/** Timelines that are opened at one time: each is some questions to the store, one after the other. */
+const OPENED_MAX = 16
 /** A clean stop tries for so long to make the last redo durable. */
 const CLOSE_MS = 10_000
 
@@ -38,8 +34,8 @@ export class Timelines {
   readonly #hosts = new Map<TimelineId, TimelineHost>()
   /** Timelines that could not be opened, and why: their requests are told. */
   readonly #broken = new Map<TimelineId, PalimpsestError>()
-  /** With which generation those were claimed that could not be opened then. */
-  readonly #claimed = new Map<TimelineId, number>()
+  /** The claims of those that could not be opened then, whatever came of them. */
+  readonly #claims = new Map<TimelineId, ManifestClaim>()
   #retryStopped = false
   #retrying = false
   /** Creations and deletions, one after the other. */
@@ -58,28 +54,53 @@ export class Timelines {
   async open(retryStopped = false): Promise<void> {
     this.#retryStopped = retryStopped
     const claimed: ManifestStore[] = []
-    for (const id of await listTimelines(this.#env.store)) {
+    await forEachAtMost(OPENED_MAX, await listTimelines(this.#env.store), async id => {
       try {
-        const manifest = await ManifestStore.claim(this.#env.store, id)
+        const manifest = await this.#claim(id)
         if (manifest !== undefined) claimed.push(manifest)
       } catch (error) {
         this.#cannotOpen(id, error)
       }
-    }
+    })
     // Ancestors before their branches.
-    claimed.sort((a, b) => a.current.ancestors.length - b.current.ancestors.length)
-    for (const manifest of claimed) {
-      try {
-        await this.#takeOver(manifest)
-      } catch (error) {
-        this.#cannotOpen(manifest.current.timeline, error)
-      }
+    const depths = Map.groupBy(claimed, manifest => manifest.current.ancestors.length)
+    for (const depth of [...depths.keys()].sort((a, b) => a - b))
+      await forEachAtMost(OPENED_MAX, depths.get(depth)!, async manifest => {
+        try {
+          await this.#takeOver(manifest)
+        } catch (error) {
+          this.#cannotOpen(manifest.current.timeline, error)
+        }
+      })
+    this.#forgetCopies()
+  }
+
+  /** Of layers that no manifest names; of timelines that could not be opened that is not known. */
+  #forgetCopies(): void {
+    const named = new Set<string>()
+    for (const { layers } of this.all) for (const { key } of layers) named.add(key)
+    this.#env.layers.forgetAll(key => {
+      const owner = timelineOfKey(key)
+      return !named.has(key) && (owner === undefined || !this.#broken.has(owner))
+    })
+  }
+
+  /** Undefined if there is no such timeline. The claim is kept until the timeline is open, or known not to be there. */
+  async #claim(id: TimelineId): Promise<ManifestStore | undefined> {
+    const claim = this.#claims.get(id) ?? new ManifestClaim(this.#env.store, id)
+    this.#claims.set(id, claim)
+    try {
+      const manifest = await claim.take()
+      if (manifest === undefined) this.#claims.delete(id)
+      return manifest
+    } catch (error) {
+      if (toPalimpsestError(error).kind === 'fenced') this.#claims.delete(id)
+      throw error
     }
   }
 
   /** What a timeline needs that has just been claimed. */
   async #takeOver(manifest: ManifestStore): Promise<Timeline> {
-    this.#claimed.set(manifest.current.timeline, manifest.current.generation)
     const removed = await manifest.removeOrphans()
     if (removed.length > 0)
       this.#env.log.info(
@@ -89,7 +110,7 @@ export class Timelines {
     if (this.#retryStopped && manifest.current.stopped !== null)
       await manifest.update(current => ({ ...current, stopped: null }))
     const timeline = await this.#load(manifest)
-    this.#claimed.delete(timeline.id)
+    this.#claims.delete(timeline.id)
     return timeline
   }
 
@@ -102,8 +123,7 @@ export class Timelines {
       for (const id of passing)
         try {
           if (this.#closing) return
-          await this.#checkNotTaken(id)
-          const manifest = await ManifestStore.claim(this.#env.store, id)
+          const manifest = await this.#claim(id)
           if (manifest !== undefined) await this.#takeOver(manifest)
           this.#broken.delete(id)
           this.#env.log.info({ timeline: id }, 'a timeline could be opened after all')
@@ -112,16 +132,6 @@ export class Timelines {
         }
     })
     this.#retrying = false
-  }
-
-  /** Another page server has opened meanwhile what this one could not: it is not to be taken away from it. */
-  async #checkNotTaken(id: TimelineId): Promise<void> {
-    const claimed = this.#claimed.get(id)
-    const now = claimed === undefined ? undefined : await ManifestStore.read(this.#env.store, id)
-    if (now !== undefined && now.generation !== claimed)
-      throw fencedError(`another page server owns timeline ${now.name}; ask that one`)
-    // If the next claim's reply is lost, the generation is nobody else's.
-    this.#claimed.delete(id)
   }
 
   #cannotOpen(id: TimelineId, error: unknown): void {
@@ -251,7 +261,7 @@ export class Timelines {
   async #leftOver(id: TimelineId): Promise<Timeline | undefined> {
     const broken = this.#broken.get(id)
     if (broken !== undefined) throw broken
-    const manifest = await ManifestStore.claim(this.#env.store, id)
+    const manifest = await this.#claim(id)
     return manifest && this.#takeOver(manifest)
   }
 
@@ -287,17 +297,32 @@ export class Timelines {
         throw invalidError(
           `${[...this.#broken.keys()].join(', ')} could not be opened and may be branches of ${host.timeline.name}, which is therefore not deleted; see the log for what is wrong with them`,
         )
+      await this.#checkNoOtherBranch(host.timeline)
       const { timeline } = host
       // Both may be waiting for the store, which they give up with the timeline.
       const ended = Promise.all([host.follower.close(), host.compactor.close()])
       await timeline.close(true)
       await ended
       await timeline.stack.readersGone()
+      await timeline.files.close()
       await timeline.manifest.deleteTimeline()
       timeline.discard()
+      this.#env.layers.forgetAll(key => timelineOfKey(key) === id)
       this.#hosts.delete(id)
       timeline.log.info('timeline deleted')
     })
+  }
+
+  /** A branch whose creation was given up here, its reply lost, may be in the store all the same. */
+  async #checkNoOtherBranch({ id, name }: Timeline): Promise<void> {
+    for (const other of await listTimelines(this.#env.store)) {
+      if (this.#hosts.has(other)) continue
+      const manifest = await ManifestStore.read(this.#env.store, other)
+      if (manifest?.ancestors.some(ancestor => ancestor.timeline === id))
+        throw invalidError(
+          `timeline ${name} has a branch ${manifest.name} (${other}) that this page server has not opened: ask for its creation again, or restart the page server, then delete it first`,
+        )
+    }
   }
 
   #change<T>(work: () => Promise<T>): Promise<T> {

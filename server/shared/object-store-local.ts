@@ -8,7 +8,7 @@
  *     3. the directory is synced, and the directories above it that were made for it
  *     4. the name in `.tmp/` is removed
  *
- * A crash before 2 leaves a file in `.tmp/`, removed when it is an hour old by whoever opens the store. A crash between 2
+ * A crash before 2 leaves a file in `.tmp/`, removed when it is an hour old by whoever has the store open. A crash between 2
  * and 3 leaves an object or none; nobody was told that it exists. Whoever loses at step 2 syncs the directory too
  * before saying so, for the winner may not have come to its step 3.
  *
@@ -26,6 +26,8 @@ const SCRATCH = '.tmp'
 const SCRATCH_AGE_MS_MAX = 3_600_000
 
 export interface LocalObjectStoreOptions {
+  /** Age at which a scratch file belongs to nobody any more. */
+  readonly scratchAgeMs?: number
   /** For tests: called before each step of a put, and may throw as a crash would. */
   readonly failpoint?: (step: 'write' | 'sync' | 'link' | 'sync-directory' | 'unlink', key: string) => void
 }
@@ -38,6 +40,9 @@ export class LocalObjectStore implements ObjectStore {
   /** A sync failed. */
   #broken: PalimpsestError | undefined
   readonly #scratchName: string
+  /** Files that are put lie on another file system, as the first one has shown. */
+  #isFar = false
+  readonly #sweep: NodeJS.Timeout
   /** Directories known to exist and to be durable. Only a hint: they are made again where they turn out to be gone. */
   readonly #directories = new Set<string>()
 
@@ -46,6 +51,11 @@ export class LocalObjectStore implements ObjectStore {
     this.description = `directory ${root}`
     this.#failpoint = options.failpoint ?? (() => {})
     this.#scratchName = `${process.pid}-${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 10)}`
+    // What other processes left; of those that crash again and again each leaves some.
+    this.#sweep = setInterval(() => {
+      removeOldScratch(join(root, SCRATCH), options.scratchAgeMs).catch(() => {})
+    }, options.scratchAgeMs ?? SCRATCH_AGE_MS_MAX)
+    this.#sweep.unref()
   }
 
   /** Opens the store, making the directory if need be. Several processes may have the same one open. */
@@ -54,7 +64,7 @@ export class LocalObjectStore implements ObjectStore {
     try {
       await mkdir(join(root, SCRATCH), { recursive: true })
       await syncDirectory(root)
-      await removeOldScratch(join(root, SCRATCH))
+      await removeOldScratch(join(root, SCRATCH), options.scratchAgeMs)
     } catch (error) {
       throw storeError(`object store ${root} cannot be opened`, error)
     }
@@ -91,28 +101,41 @@ export class LocalObjectStore implements ObjectStore {
     const target = this.localPath(key)
     if (this.#broken !== undefined) throw this.#broken
     try {
-      this.#failpoint('sync', key)
-      await syncFile(localPath)
-      let created: boolean
-      try {
-        created = await this.#publish(key, localPath, target)
-      } catch (error) {
-        if (errorCode(error) !== 'EXDEV') throw error
-        // Another file system: what is linked must lie on this one.
-        const scratch = this.#scratch()
-        try {
-          await copyFile(localPath, scratch, constants.COPYFILE_EXCL)
-          await syncFile(scratch)
-          created = await this.#publish(key, scratch, target)
-        } finally {
-          await unlink(scratch).catch(() => {})
-        }
-      }
+      const created =
+        (await this.#putNear(key, localPath, target)) ?? (await this.#putFar(key, localPath, target))
       this.#failpoint('unlink', key)
       if (created) await unlink(localPath)
       return created
     } catch (error) {
       throw this.#putError(`putting ${localPath} as ${key} into ${this.description} failed`, error)
+    }
+  }
+
+  /** Undefined if the file is on another file system. */
+  async #putNear(key: string, localPath: string, target: string): Promise<boolean | undefined> {
+    if (this.#isFar) return undefined
+    this.#failpoint('sync', key)
+    await syncFile(localPath)
+    try {
+      return await this.#publish(key, localPath, target)
+    } catch (error) {
+      if (errorCode(error) !== 'EXDEV') throw error
+      this.#isFar = true
+      return undefined
+    }
+  }
+
+  /** What is linked must lie on this file system. */
+  async #putFar(key: string, localPath: string, target: string): Promise<boolean> {
+    const scratch = this.#scratch()
+    try {
+      this.#failpoint('write', key)
+      await copyFile(localPath, scratch, constants.COPYFILE_EXCL)
+      this.#failpoint('sync', key)
+      await syncFile(scratch)
+      return await this.#publish(key, scratch, target)
+    } finally {
+      await unlink(scratch).catch(() => {})
     }
   }
 
@@ -253,7 +276,9 @@ export class LocalObjectStore implements ObjectStore {
     }
   }
 
-  close(): void {}
+  close(): void {
+    clearInterval(this.#sweep)
+  }
 }
 
 async function syncFile(path: string): Promise<void> {
@@ -274,11 +299,11 @@ async function syncDirectory(path: string): Promise<void> {
   }
 }
 
-async function removeOldScratch(directory: string): Promise<void> {
+async function removeOldScratch(directory: string, ageMs = SCRATCH_AGE_MS_MAX): Promise<void> {
   for (const name of await readdir(directory)) {
     const path = join(directory, name)
     try {
-      if (Date.now() - (await stat(path)).mtimeMs > SCRATCH_AGE_MS_MAX) await unlink(path)
+      if (Date.now() - (await stat(path)).mtimeMs > ageMs) await unlink(path)
     } catch (error) {
       if (!isAbsent(error)) throw error
     }

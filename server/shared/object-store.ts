@@ -27,8 +27,8 @@ export interface ObjectStore {
    */
   putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean>
   /**
-   * The same with the contents of a finished local file, which is gone afterwards (moved if it lies on the same file
-   * system); false, and the local file stays, when the key exists.
+   * The same with the contents of a finished local file, which need not be synced and is gone afterwards (moved if it lies
+   * on the same file system); false, and the local file stays, when the key exists.
    */
   putFile(key: string, localPath: string): Promise<boolean>
   /**

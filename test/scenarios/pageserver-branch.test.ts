@@ -1,4 +1,5 @@
 /** Branches: their past is the ancestor's, their future their own, whatever the ancestor does meanwhile. */
+import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
@@ -113,3 +114,46 @@ t.test('a branch, and a branch of it, with redo of their own', async t => {
   await rig.connection.request({ type: MessageType.TimelineDelete, timeline: BRANCH })
   await compareAt(TIMELINE, [place(0.5), chunks.length], 'of the ancestor, which lost nothing')
 })
+
+t.test(
+  'who reads a branch keeps the layers of its ancestor that a compaction replaces meanwhile',
+  async t => {
+    const log = goldenLog('16k')
+    const rig = new Rig({ flushBytes: 128 << 10 })
+    t.teardown(() => rig.destroy())
+    await rig.start()
+    await rig.create(log.begin, log.pageSize)
+    const replay = goldenReplay('16k')
+    await rig.import(replay, log.begin)
+    const chunks = [...chunksOf(log, () => 130_000)]
+    for (const chunk of chunks.slice(0, 4)) {
+      rig.wal.append(TIMELINE, chunk)
+      await rig.waitFor(rig.wal.end(TIMELINE))
+      await rig.checkpoint()
+    }
+    const lsn = rig.wal.end(TIMELINE) as Lsn
+    rig.wal.create(BRANCH, lsn)
+    const request = { timeline: BRANCH, ancestor: TIMELINE, lsn, name: 'branch' }
+    await rig.connection.request({ type: MessageType.TimelineBranch, ...request })
+    const { timelines, env } = rig.server!
+    const ancestor = timelines.get(TIMELINE)
+    const snapshot = timelines.get(BRANCH).snapshot(lsn)
+    const { space, page } = ancestor.layers.find(layer => layer.kind === 'delta')!.first!
+  t.type(snapshot.request(space, page), 'object')
+    const held = snapshot.entries.filter(entry => entry.kind === 'delta').map(entry => entry.key)
+    t.not(held.length, 0, 'it reads what the ancestor has')
+    for (const chunk of chunks.slice(4)) {
+      rig.wal.append(TIMELINE, chunk)
+      await rig.waitFor(rig.wal.end(TIMELINE))
+      await rig.checkpoint()
+    }
+    const isNamed = (key: string) => ancestor.layers.some(layer => layer.key === key)
+    const exists = async (key: string) => (await env.store.head(key)) !== undefined
+    while (held.some(isNamed)) await delay(10)
+    for (const key of held) t.ok(await exists(key), 'replaced, and still there')
+    snapshot.release()
+    for (const key of held) while (await exists(key)) await delay(10)
+    replay.advanceTo(lsn)
+    t.same((await rig.compare(replay, BRANCH)).differences.slice(0, 5), [])
+  },
+)

@@ -1,9 +1,12 @@
 /** A page server whose object store is slow or fails at the worst moments. */
+import { readdirSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
+import { crc32c } from '../../protocol/crc32c.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
-import { ManifestStore } from '../../server/pageserver/manifest.ts'
+import { ImportSessions } from '../../server/pageserver/import-session.ts'
+import { type LayerEntry, ManifestStore } from '../../server/pageserver/manifest.ts'
 import { retryError } from '../../server/shared/errors.ts'
 import { MemoryObjectStore } from '../support/memory-object-store.ts'
 import { chunksOf, goldenLog, goldenReplay, Rig, TIMELINE } from '../support/page-server-rig.ts'
@@ -63,7 +66,7 @@ t.test('a deletion that the store did not carry out can be asked for again', asy
   await t.rejects(rig.pages(0, [[0, 0]]), { message: /is being deleted/ })
   await remove()
   t.same(
-    [...store.objects.keys()].filter(key => key.includes(TIMELINE)),
+    [...store.objects.keys()].filter(key => key.includes(TIMELINE) && !key.includes('/manifest/')),
     [],
   )
   await t.rejects(rig.show(), { message: /there is no timeline/ })
@@ -135,6 +138,24 @@ t.test('a timeline that has another owner holds no memory that the rest needs', 
   t.same((await rig.compare(replay)).differences.slice(0, 5), [], 'what lies in layers can still be read')
 })
 
+t.test('a claim whose reply was lost does not take a timeline away from who claimed it next', async t => {
+  const store = new MemoryObjectStore()
+  const rig = await startRig(t, store)
+  await rig.stop()
+  store.fault = (when, operation, key) => {
+    if (when === 'after' && operation === 'put' && key.includes('/manifest/')) throw retryError('lost')
+  }
+  await rig.start()
+  store.fault = () => {}
+  const { timelines } = rig.server!
+  t.equal(timelines.brokenCount, 1)
+  const other = (await ManifestStore.claim(store, TIMELINE))!
+  await timelines.retryBroken()
+  t.equal((await ManifestStore.read(store, TIMELINE))!.generation, other.current.generation)
+  await other.update(current => current)
+  t.notOk(other.fenced)
+})
+
 t.test('what another page server has opened meanwhile is not taken away from it', async t => {
   const store = new MemoryObjectStore()
   const rig = await startRig(t, store)
@@ -150,4 +171,126 @@ t.test('what another page server has opened meanwhile is not taken away from it'
   await timelines.retryBroken()
   t.equal((await ManifestStore.read(store, TIMELINE))!.generation, other.current.generation)
   await t.rejects(rig.show(), { message: /another page server owns timeline zoo/ })
+})
+
+t.test('a manifest that would contradict itself stops its timeline alone, and says so', async t => {
+  const store = new MemoryObjectStore()
+  const rig = await startRig(t, store)
+  const chunks = [...chunksOf(log, () => 300_000)].slice(0, 6)
+  for (const chunk of chunks.slice(0, 2)) rig.wal.append(TIMELINE, chunk)
+  await rig.waitFor(rig.wal.end(TIMELINE))
+  await rig.checkpoint()
+  const timeline = rig.server!.timelines.get(TIMELINE)
+  const { durableLsn } = timeline
+  // A fault of ours: a key that was given out before.
+  const [{ key }] = timeline.layers.filter(layer => layer.kind === 'delta') as [LayerEntry]
+  timeline.manifest.layerKey = () => key
+  const other = '11111111111111111111111111111111' as TimelineId
+  rig.wal.create(other, log.begin)
+  await rig.connection.request({
+    type: MessageType.TimelineCreate,
+    timeline: other,
+    startLsn: log.begin as Lsn,
+    innodbPageSize: log.pageSize,
+    name: 'other',
+    serverVersion: '',
+  })
+  for (const chunk of chunks.slice(2)) rig.wal.append(TIMELINE, chunk)
+  for (const chunk of chunks) rig.wal.append(other, chunk)
+  while (timeline.state !== 'stopped') await delay(10)
+  const { lastError, summary } = await rig.show()
+  t.equal(summary.state, 'stopped')
+  t.match(lastError, /timelines\/0123456789abcdef0123456789abcdef\/manifest\/\d{12} in memory is not written/)
+  t.match(lastError, /restart the page server/)
+  t.equal(summary.durableLsn, durableLsn)
+  t.equal(timeline.arenaBytes, 0, 'it holds no memory')
+  await t.rejects(rig.pages(0, [[0, 0]]), { message: /cannot be made durable/ })
+  const replay = goldenReplay('16k')
+  replay.advanceTo(durableLsn)
+  t.same((await rig.compare(replay)).differences.slice(0, 5), [], 'what lies in layers can still be read')
+
+  await rig.waitFor(rig.wal.end(other), 60_000, other)
+  await rig.connection.request({ type: MessageType.Checkpoint, timeline: other })
+  t.same(readdirSync(rig.server!.env.scratchDir), [])
+  await rig.stop()
+  await rig.start()
+  await rig.waitFor(rig.wal.end(TIMELINE))
+  await rig.checkpoint()
+  t.equal((await rig.show()).lastError, '')
+})
+
+t.test(
+  'a deletion that a crash interrupted is gone on with, and ends before the next start is ready',
+  async t => {
+    const objects = new Map<string, Buffer>()
+    let store = new MemoryObjectStore(objects)
+    const rig = new Rig({ flushBytes: 256 << 10, openStore: () => store })
+    t.teardown(() => rig.destroy())
+    await rig.start()
+    await rig.create(log.begin, log.pageSize)
+    await rig.import(goldenReplay('16k'), log.begin)
+    let deletions = 0
+    const dead = store
+    store.fault = (when, operation) => {
+      if (when === 'before' && operation === 'delete' && deletions++ >= 2) throw retryError('died')
+    }
+    const remove = () => rig.connection.request({ type: MessageType.TimelineDelete, timeline: TIMELINE })
+    await t.rejects(remove(), { message: /died/ })
+    dead.fault = () => {
+      throw retryError('died')
+    }
+    await rig.stop()
+    const left = () =>
+      [...objects.keys()].filter(key => key.includes(TIMELINE) && !key.includes('/manifest/'))
+    t.not(left().length, 0)
+    store = new MemoryObjectStore(objects)
+    await rig.start()
+    t.same(left(), [])
+    t.equal(rig.server!.timelines.brokenCount, 0)
+    t.match(await rig.show().catch(e => e), { kind: 'invalid', message: /no timeline/ })
+
+    // Made again it lives, through any number of starts.
+    await rig.create(log.begin, log.pageSize, 'again')
+    await rig.import(goldenReplay('16k'), log.begin)
+    for (let i = 0; i < 2; i++) {
+      await rig.stop()
+      store = new MemoryObjectStore(objects)
+      await rig.start()
+      t.same((await rig.compare(goldenReplay('16k'))).differences.slice(0, 5), [])
+    }
+  },
+)
+
+t.test('an import that is given up leaves nothing, here or in the store', async t => {
+  const store = new MemoryObjectStore()
+  const rig = await startRig(t, store)
+  const { timelines, env } = rig.server!
+  const timeline = timelines.get(TIMELINE)
+  const layers = () => [...store.objects.keys()].filter(key => key.includes('/layers/'))
+  const before = layers()
+  const replay = goldenReplay('16k')
+  const space = [...replay.spaces.values()][0]!
+  const bulk = replay.writtenPage(space.id, 0)!
+  const sessions = new ImportSessions()
+  const attempt = async (crc: number) => {
+    const { id: session } = await sessions.begin(timeline, log.begin as Lsn, 'full', {})
+    const announced = { space: space.id, flags: space.format!.flags, pages: 10, external: false }
+    await sessions
+      .get(session)
+      .addSpace({ type: MessageType.ImportSpace, session, ...announced, name: space.name })
+    const content = { space: space.id, pageBytes: bulk.length, pages: Uint32Array.of(0, crc) }
+    await sessions.get(session).addPages({ type: MessageType.ImportPages, session, ...content }, bulk)
+    const end = { readableFromLsn: log.begin as Lsn, spaces: Uint32Array.of(space.id) }
+    await sessions.end({ type: MessageType.ImportEnd, session, ...end })
+  }
+  await t.rejects(attempt(1), { message: /does not match the CRC-32C/ })
+  t.same(readdirSync(env.scratchDir), [], 'not even the spool of what was damaged')
+  store.fault = (when, operation, key) => {
+    if (when === 'before' && operation === 'put' && key.includes('-catalogue-')) throw retryError('no')
+  }
+  await t.rejects(attempt(crc32c(bulk, 0, bulk.length)), { message: /no/ })
+  store.fault = () => {}
+  t.equal(layers().length, before.length + 1, 'its layer was stored')
+  await sessions.abortAll()
+  t.same(layers(), before)
 })

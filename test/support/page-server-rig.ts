@@ -126,6 +126,8 @@ export interface RigOptions {
   readonly s3?: S3StoreOptions
   /** The same, one that a test has its hands in. */
   readonly store?: ObjectStore
+  /** The same, anew at each start. */
+  readonly openStore?: () => ObjectStore
   readonly cacheBytes?: number
 }
 
@@ -157,7 +159,8 @@ export class Rig {
     await this.#listener.listen()
     this.server = await startPageServer({
       dataDir: join(this.dir, 'pageserver'),
-      store: this.#options.store ?? (await openStore(this.dir, this.#options.s3)),
+      store:
+        this.#options.store ?? this.#options.openStore?.() ?? (await openStore(this.dir, this.#options.s3)),
       cacheBytes: this.#options.cacheBytes,
       retryStopped: more.retryStopped,
       safekeepers: [{ host: '127.0.0.1', port: this.#walListener.port }],

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { LayerCache } from '../../../server/pageserver/layer-cache.ts'
@@ -123,4 +123,54 @@ t.test('errors of downloads reach all who wait, and the next one tries again', a
   )
   store.objects.set('timelines/x/layers/gone', Buffer.alloc(100))
   cache.release(await cache.fetch(layer('gone')))
+})
+
+t.test('copies of layers that do not exist any more are thrown away', async t => {
+  const dir = t.testdir()
+  const { cache, has, files } = setUp(dir)
+  for (const name of ['a', 'b', 'c']) {
+    has(name)
+    cache.release(await cache.fetch(layer(name)))
+  }
+  const held = cache.take(layer('b'))!
+  cache.forgetAll(key => !key.endsWith('/c'))
+  await new Promise(next => setImmediate(next))
+  t.equal(cache.take(layer('a')), undefined)
+  t.equal(cache.take(layer('b')), undefined)
+  t.ok(existsSync(held.path), 'until nobody holds it')
+  cache.release(held)
+  await cache.close()
+  t.equal(files().length, 1)
+  t.equal(cache.bytes, 100)
+})
+
+t.test(
+  'what is stored takes the place of a copy under its key, also where it cannot be cached itself',
+  async t => {
+    const dir = t.testdir()
+    const { cache, store, has } = setUp(dir)
+    has('a')
+    cache.release(await cache.fetch(layer('a')))
+    // Another store, or an older copy of this one: the key is given out again.
+    store.objects.clear()
+    const path = join(dir, 'scratch')
+    writeFileSync(path, 'n'.repeat(100))
+    rmSync(join(dir, 'partial'), { recursive: true })
+    await cache.put('timelines/x/layers/a', path)
+    mkdirSync(join(dir, 'partial'))
+    const file = await cache.fetch(layer('a'))
+    t.equal(readFileSync(file.path, 'utf8'), 'n'.repeat(100))
+    cache.release(file)
+    await cache.close()
+  },
+)
+
+t.test('a download that cannot be kept leaves no file', async t => {
+  const dir = t.testdir()
+  const { cache, has } = setUp(dir)
+  has('a')
+  rmSync(join(dir, 'layers'), { recursive: true })
+  await t.rejects(cache.fetch(layer('a')), /caching layer/)
+  t.same(readdirSync(join(dir, 'partial')), [])
+  await cache.close()
 })

@@ -3,9 +3,11 @@ import { type Lsn, toTimelineId } from '../../../protocol/ids.ts'
 import {
   decodeManifest,
   encodeManifest,
+  ImpossibleManifestError,
   type LayerEntry,
   listTimelines,
   type Manifest,
+  ManifestClaim,
   ManifestStore,
   timelineKeys,
 } from '../../../server/pageserver/manifest.ts'
@@ -123,6 +125,13 @@ t.test('updates that would break what a manifest promises are refused', async t 
   const refuse = (change: (current: Manifest) => Manifest, why: RegExp) =>
     t.rejects(manifests.update(change), why)
   await refuse(current => ({ ...current, durableLsn: 199 as Lsn }), /durable LSN would fall/)
+  await refuse(
+    current => ({ ...current, durableLsn: 199 as Lsn }),
+    /^timelines\/[0-9a-f]{32}\/manifest\/000000000003 in memory is not written: /,
+  )
+  await manifests
+    .update(current => ({ ...current, durableLsn: 199 as Lsn }))
+    .catch(error => t.ok(error instanceof ImpossibleManifestError))
   const beyond = manifests.layerKey('delta', 0, 250 as Lsn, 300 as Lsn)
   await refuse(
     current => ({
@@ -162,9 +171,118 @@ t.test('a timeline is deleted wholly, also when that was interrupted', async t =
   }
   await t.rejects(manifests.deleteTimeline(), /died/)
   store.fault = () => {}
-  t.same(await listTimelines(store), [])
+  t.same(await listTimelines(store), [timeline], 'there is something left to do')
   await manifests.deleteTimeline()
-  t.equal(store.objects.size, 0)
+  t.same(await listTimelines(store), [])
+  t.match([...store.objects.keys()], [/\/manifest\/\d{12}$/], 'the tombstone, and nothing else')
+  t.equal(store.objects.size, 1)
+})
+
+t.test('a deletion that died at any operation of the store is gone on with by the next start', async t => {
+  for (const when of ['before', 'after'] as const)
+    for (let diesAt = 0; ; diesAt++) {
+      const store = new MemoryObjectStore()
+      const manifests = await ManifestStore.create(store, fresh)
+      for (const to of [200, 300, 400]) await addLayer(manifests, store, to)
+      let operations = 0
+      store.fault = now => {
+        if (now === when && operations++ === diesAt) throw new Error('died')
+      }
+      const isDone = await manifests.deleteTimeline().then(
+        () => true,
+        () => false,
+      )
+      store.fault = () => {}
+      const found = await ManifestStore.read(store, timeline)
+      for (const id of await listTimelines(store)) {
+        const claimed = await ManifestStore.claim(store, id)
+        t.equal(
+          claimed === undefined,
+          found === undefined,
+          `${when} operation ${diesAt}: all of it or nothing`,
+        )
+        for (const { key } of claimed?.current.layers ?? []) t.ok(store.objects.has(key))
+      }
+      if (found === undefined) {
+        const left = [...store.objects.keys()].filter(key => !key.includes('/manifest/'))
+        t.same(left, [], `${when} operation ${diesAt}: nothing is left`)
+      }
+      if (isDone) break
+    }
+})
+
+t.test(
+  'a timeline made again under its id gives no key out twice, and fences whoever had the first one',
+  async t => {
+    const store = new MemoryObjectStore()
+    const first = await ManifestStore.create(store, fresh)
+    const before = await addLayer(first, store, 200)
+    const stale = await ManifestStore.create(store, { ...fresh, timeline: toTimelineId('11'.repeat(16)) })
+    await first.deleteTimeline()
+    t.equal(await ManifestStore.read(store, timeline), undefined)
+    t.equal(await ManifestStore.claim(store, timeline), undefined)
+    const second = await ManifestStore.create(store, { ...fresh, name: 'again' })
+    t.not(await addLayer(second, store, 200), before)
+    t.ok(second.current.generation > first.current.generation)
+    await t.rejects(first.deleteTimeline(), fenced, 'the first one is not to delete the second')
+    t.ok(store.objects.has(second.current.layers[0]!.key))
+    t.equal((await ManifestStore.claim(store, timeline))?.current.name, 'again')
+    t.notOk(stale.fenced, 'others do not mind')
+  },
+)
+
+t.test('an owner that sleeps while it deletes leaves alone what was made again meanwhile', async t => {
+  const objects = new Map<string, Buffer>()
+  const sleeper = new MemoryObjectStore(objects)
+  const other = new MemoryObjectStore(objects)
+  const old = await ManifestStore.create(sleeper, fresh)
+  await addLayer(old, sleeper, 200)
+  const asleep = Promise.withResolvers<void>()
+  const wakes = Promise.withResolvers<void>()
+  const list = sleeper.list.bind(sleeper)
+  // Where it sleeps: before it lists what there is to delete.
+  sleeper.list = async prefix => {
+    if (prefix === timelineKeys.all(timeline)) {
+      asleep.resolve()
+      await wakes.promise
+    }
+    return list(prefix)
+  }
+  const deletion = old.deleteTimeline()
+  await asleep.promise
+  const again = await ManifestStore.create(other, fresh)
+  const key = await addLayer(again, other, 200)
+  wakes.resolve()
+  await t.rejects(deletion, fenced)
+  t.ok(objects.has(key))
+  t.same(await listTimelines(other), [timeline])
+})
+
+t.test('an owner that was replaced deletes nothing', async t => {
+  const store = new MemoryObjectStore()
+  const old = await ManifestStore.create(store, fresh)
+  const key = await addLayer(old, store, 200)
+  await ManifestStore.claim(store, timeline)
+  await t.rejects(old.deleteTimeline(), fenced)
+  t.ok(store.objects.has(key))
+})
+
+t.test('a claim whose reply was lost is no reason to take the timeline from the next owner', async t => {
+  const store = new MemoryObjectStore()
+  await ManifestStore.create(store, fresh)
+  const claim = new ManifestClaim(store, timeline)
+  store.fault = (when, operation) => {
+    if (when === 'after' && operation === 'put') throw new Error('reply lost')
+  }
+  await t.rejects(claim.take(), /reply lost/)
+  store.fault = () => {}
+  t.test('nobody else came', async t => {
+    t.ok(await new ManifestClaim(new MemoryObjectStore(new Map(store.objects)), timeline).take())
+  })
+  const next = (await ManifestStore.claim(store, timeline))!
+  await t.rejects(claim.take(), fenced)
+  await addLayer(next, store, 200)
+  t.notOk(next.fenced)
 })
 
 t.test('thousands of layers stay small', async t => {

@@ -1,5 +1,6 @@
 import { existsSync, mkdirSync, readdirSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import { LocalObjectStore } from '../../../server/shared/object-store-local.ts'
 import { objectStoreContract } from '../../contract/object-store.ts'
@@ -53,6 +54,29 @@ t.test('scratch files that belong to nobody are removed, those of other processe
     (await store.list('')).map(object => object.key),
     ['k'],
   )
+})
+
+t.test('scratch files of processes that died are removed while the store is open, too', async t => {
+  const dir = join(t.testdir(), 'store')
+  const store = await LocalObjectStore.open(dir, { scratchAgeMs: 20 })
+  writeFileSync(join(dir, '.tmp', 'of-another'), 'x')
+  while (readdirSync(join(dir, '.tmp')).length > 0) await delay(10)
+  store.close()
+})
+
+t.test('a put that fails leaves no scratch file', async t => {
+  const dir = t.testdir()
+  const store = await LocalObjectStore.open(join(dir, 'store'), {
+    failpoint: step => {
+      if (step === 'link') throw new Error('no')
+    },
+  })
+  const local = join(dir, 'local')
+  writeFileSync(local, 'whole')
+  await t.rejects(store.putIfAbsent('k', Buffer.from('v')), /no/)
+  await t.rejects(store.putFile('k', local), /no/)
+  t.same(readdirSync(join(dir, 'store', '.tmp')), [])
+  t.ok(existsSync(local), "the file is still its owner's")
 })
 
 t.test('a store that cannot be opened says which and why', async t => {
