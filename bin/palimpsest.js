@@ -6,9 +6,10 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { root, runMain, SetupError } from '../scripts/lib/checkout.js'
 import { keepCompiled } from '../scripts/lib/compile-cache.js'
-import { handOver, nodeIsNewEnough } from '../scripts/lib/node.js'
+import { endWithFront, handOver, nodeIsNewEnough } from '../scripts/lib/node.js'
 
 await runMain(async () => {
+  endWithFront()
   if (!nodeIsNewEnough()) await handOver(fileURLToPath(import.meta.url), process.argv.slice(2))
   if (!existsSync(join(root, 'node_modules'))) {
     throw new SetupError(`its dependencies are not installed yet; run "npm ci" in ${root}`)

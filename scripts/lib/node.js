@@ -1,6 +1,7 @@
 // Hands the running command over to the Node.js that the project brings along.
 import { spawn } from 'node:child_process'
 import { realpathSync } from 'node:fs'
+import { Socket } from 'node:net'
 import { nodeMajorMin, ownNode, root, SetupError } from './checkout.js'
 
 /** @param {string} file @returns {string | undefined} the file behind symbolic links, if there is one */
@@ -37,6 +38,25 @@ export async function handOver(script, args) {
   await becomeChild(own, [...process.execArgv, script, ...args])
 }
 
+/** Set for a child that stands in its starter's place: the starter's process id. Then descriptor 3 is a pipe that ends with it. */
+const FRONT_VARIABLE = 'PALIMPSEST_FRONT'
+const FRONT_FD = 3
+
+/**
+ * In a child of `becomeChild`: ends with the process in front, however that ends. Who kills that one with SIGKILL means the
+ * server, and would otherwise leave it running, with its port and its data directory.
+ */
+export function endWithFront() {
+  const pid = Number(process.env[FRONT_VARIABLE])
+  delete process.env[FRONT_VARIABLE]
+  // It may have come down from further up, to a process that has no such pipe.
+  if (pid !== process.ppid) return
+  const front = new Socket({ fd: FRONT_FD, readable: true, writable: false })
+  const end = () => process.kill(process.pid, 'SIGKILL')
+  front.on('error', end).on('end', end).resume()
+  front.unref()
+}
+
 /**
  * Starts a child that takes this process's place, and ends as it ends. Never resolves.
  * @param {string} command
@@ -45,7 +65,10 @@ export async function handOver(script, args) {
  */
 export function becomeChild(command, args) {
   return new Promise((_resolve, reject) => {
-    const child = spawn(command, args, { stdio: 'inherit' })
+    const child = spawn(command, args, {
+      stdio: ['inherit', 'inherit', 'inherit', 'pipe'],
+      env: { ...process.env, [FRONT_VARIABLE]: String(process.pid) },
+    })
     /** @type {NodeJS.Signals[]} */
     const signals = ['SIGTERM', 'SIGHUP', 'SIGINT']
     /** @param {NodeJS.Signals} signal */

@@ -73,3 +73,15 @@ t.test('signals and the way it ended go through', async t => {
   const plain = `setTimeout(() => {}, 60000); console.log('up')`
   t.strictSame(await signalled(plain, 'SIGHUP'), { code: null, signal: 'SIGHUP', out: 'up\n' })
 })
+
+t.test('a server ends with the process in front of it, even if that is killed', async t => {
+  const script = `import(${JSON.stringify(nodeLibrary)}).then(({ endWithFront }) => {
+    endWithFront(); setTimeout(() => {}, 60000); console.log('up') })`
+  // "close" is only told when nobody holds the output any more: the child has ended, too.
+  t.match(await signalled(script, 'SIGKILL'), { code: null, signal: 'SIGKILL', out: 'up\n' })
+  const short = `import(${JSON.stringify(nodeLibrary)}).then(({ endWithFront }) => {
+    endWithFront(); console.log('up', process.env.PALIMPSEST_FRONT) })`
+  t.match(await signalled(short, 'SIGCONT'), { code: 0, out: 'up undefined\n' })
+  const further = `process.env.PALIMPSEST_FRONT = '1'; ${short}`
+  t.match(await signalled(further, 'SIGCONT'), { code: 0, out: 'up undefined\n' })
+})
