@@ -6,7 +6,7 @@ import { askLeader } from '../shared/cell-client.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { formatBytes } from '../shared/format.ts'
 import type { ClientOptions } from './common.ts'
-import { leaderStatus } from './member.ts'
+import { leaderStatus, nameOf } from './leader-status.ts'
 
 const ASK_MS = 3000
 
@@ -37,15 +37,15 @@ export async function collectCell(options: ClientOptions): Promise<CellView> {
   return { cell, nodes }
 }
 
-function nameOf(nodeId: string): string {
-  return nodeId.slice(0, nodeId.lastIndexOf('.'))
-}
-
 export function cellComplaints({ cell, nodes }: CellView): string[] {
   const lines: string[] = []
   const voters = cell.members.filter(member => member.kind === 'voter')
   const quorum = Math.floor(voters.length / 2) + 1
   if (cell.cellId === '') return [`${nameOf(cell.nodeId)} is in no cell yet`]
+  if (!cell.members.some(member => member.nodeId === cell.nodeId))
+    return [
+      `${nameOf(cell.nodeId)} is no member of the cell any more: stop it, and give --connect addresses of members`,
+    ]
   if (cell.leader === '')
     lines.push('the safekeepers have no leader: redo is not taken until a quorum of them is up')
   const down = nodes.filter(node => node.status === undefined).map(node => node.name)
@@ -72,8 +72,9 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
   const zones = new Map<string, number>()
   for (const { zone } of voters) zones.set(zone, (zones.get(zone) ?? 0) + 1)
   if (voters.length > 1)
+    // With an even number, half of them are enough to stop the other half.
     for (const [zone, count] of zones)
-      if (zone !== '' && count >= quorum)
+      if (zone !== '' && voters.length - count < quorum)
         lines.push(
           `${count} of ${voters.length} safekeepers stand in zone ${zone}: if it is lost, so is the quorum`,
         )

@@ -5,15 +5,10 @@ import { InvalidArgumentError } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial, parseAddress, parseAddresses } from '../../protocol/dial.ts'
 import { checkTimelineName, type Lsn, parseLsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
-import {
-  checkNodeName,
-  checkZone,
-  MessageType,
-  type Role,
-  type TimelineStatus,
-} from '../../protocol/messages.ts'
+import { checkNodeName, checkZone, MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
 import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 import { PalimpsestError } from '../shared/errors.ts'
+import { leaderStatus } from './leader-status.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
 
@@ -125,17 +120,32 @@ export function describeError(error: unknown): string {
   return address === undefined || message.includes(address) ? message : `${address}: ${message}`
 }
 
-/** Dials the first of `addresses` that has the role, runs `use`, and closes the connection whatever happens. */
+/**
+ * Dials the first of `addresses` that has the role, runs `use`, and closes the connection whatever happens. Of safekeepers it is
+ * the one that leads, if that is known: one that is cut off, or in the cell no more, cannot pass anything on.
+ */
 export async function withConnection<T>(
   options: ClientOptions,
   role: Role,
   use: (connection: Connection) => Promise<T>,
 ): Promise<T> {
-  const connection = await dial(options.connect, role, { security: openClientSecurity(options) })
+  const leader = role === Role.SAFEKEEPER ? await leaderAddress(options) : []
+  const connection = await dial([...leader, ...options.connect], role, {
+    security: openClientSecurity(options),
+  })
   try {
     return await use(connection)
   } finally {
     connection.close()
+  }
+}
+
+async function leaderAddress(options: ClientOptions): Promise<Address[]> {
+  try {
+    const { leaderAddress } = await leaderStatus(options)
+    return leaderAddress === '' ? [] : [parseAddress(leaderAddress)]
+  } catch {
+    return []
   }
 }
 

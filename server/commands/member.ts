@@ -5,7 +5,9 @@ import { formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { type CellStatusReply, checkNodeName, MessageType, type Replies } from '../../protocol/messages.ts'
 import { askLeader } from '../shared/cell-client.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
+import { invalidError } from '../shared/errors.ts'
 import { addClientOptions, type ClientOptions, printJson } from './common.ts'
+import { leaderStatus, nameOf } from './leader-status.ts'
 
 /** A change waits until the node has caught up, however much there is. */
 const CHANGE_MS = 24 * 3600_000
@@ -21,24 +23,33 @@ export function registerMember(program: Command): void {
     async (options: ClientOptions) => {
       const status = await leaderStatus(options)
       if (options.json) printJson(status)
+      else if (status.members.length === 0)
+        console.log(
+          `${nameOf(status.nodeId)} is in no cell yet: it waits for the others of its --peers, or for "palimpsest member add"; its log says for which`,
+        )
       else console.log(memberTable(status))
     },
   )
 
   addClientOptions(
     member
-      .command('add <name=host:port>')
+      .command('add')
+      .argument('<name=host:port>', 'its --id, and where it listens', nodeArgument)
       .description(
         'add a safekeeper that runs with --join there; it receives all that is held before it votes',
       ),
-  ).action(async (text: string, options: ClientOptions) => {
-    const { name, address } = nodeArgument(text)
+  ).action(async ({ name, address }: NamedNode, options: ClientOptions) => {
     await change(options, { type: MessageType.MemberAdd, name, address })
     done(options, `${name} is a member`, { added: name })
   })
 
   addClientOptions(member.command('remove <name>').description('take a safekeeper out')).action(
     async (name: string, options: ClientOptions) => {
+      // The request may be made again after a connection is lost, so that the cell takes it for a name that it does not know, too.
+      const { members } = await leaderStatus(options)
+      const names = members.map(({ nodeId }) => nameOf(nodeId))
+      if (members.length > 0 && !names.includes(name))
+        throw invalidError(`the cell has no member ${name}; there are ${names.join(', ')}`)
       await change(options, { type: MessageType.MemberRemove, name })
       done(options, `${name} is no member any more; its process can be stopped`, { removed: name })
     },
@@ -46,10 +57,11 @@ export function registerMember(program: Command): void {
 
   addClientOptions(
     member
-      .command('replace <old> <name=host:port>')
+      .command('replace')
+      .argument('<old>', 'the one that goes')
+      .argument('<name=host:port>', 'the --id of the one that comes, and where it listens', nodeArgument)
       .description('put a safekeeper that runs with --join in the place of another, in one step'),
-  ).action(async (old: string, text: string, options: ClientOptions) => {
-    const { name, address } = nodeArgument(text)
+  ).action(async (old: string, { name, address }: NamedNode, options: ClientOptions) => {
     await change(options, { type: MessageType.MemberReplace, old, name, address })
     done(options, `${name} is in the place of ${old}`, { replaced: old, by: name })
   })
@@ -62,7 +74,12 @@ export function registerMember(program: Command): void {
   })
 }
 
-function nodeArgument(text: string): { name: string; address: string } {
+interface NamedNode {
+  readonly name: string
+  readonly address: string
+}
+
+function nodeArgument(text: string): NamedNode {
   const at = text.indexOf('=')
   try {
     if (at < 0) throw new Error(`"${text}" is not NAME=HOST:PORT`)
@@ -87,22 +104,6 @@ function done(options: ClientOptions, text: string, json: object): void {
   else console.log(text)
 }
 
-/** The status of the node that leads; of any that answers if none does. */
-export async function leaderStatus(options: ClientOptions): Promise<CellStatusReply> {
-  const dialOptions = { security: openClientSecurity(options) }
-  const { message: any } = await askLeader(
-    options.connect,
-    { type: MessageType.CellStatus },
-    { dial: dialOptions },
-  )
-  if (any.role === 'leader' || any.leaderAddress === '') return any
-  const leader = parseAddress(any.leaderAddress)
-  return askLeader([leader], { type: MessageType.CellStatus }, { dial: dialOptions }).then(
-    ({ message }) => message,
-    () => any,
-  )
-}
-
 export function memberTable(status: CellStatusReply): string {
   const table = new Table({
     head: ['member', 'address', 'zone', 'kind', 'log behind', 'last heard'],
@@ -111,7 +112,7 @@ export function memberTable(status: CellStatusReply): string {
   })
   for (const { nodeId, address, zone, kind, matchIndex, silentMs } of status.members)
     table.push([
-      nodeId.split('.')[0],
+      nameOf(nodeId),
       address,
       zone || '-',
       nodeId === status.leader ? 'leader' : kind,

@@ -11,12 +11,21 @@ import {
 } from '../../protocol/messages.ts'
 import { formatBytes, formatTime } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
-import { cellComplaints, cellTable, collectCell } from './cell-status.ts'
-import { addClientOptions, type ClientOptions, findTimeline, printJson, withConnection } from './common.ts'
+import { type CellView, cellComplaints, cellTable, collectCell } from './cell-status.ts'
+import {
+  addClientOptions,
+  type ClientOptions,
+  describeError,
+  findTimeline,
+  printJson,
+  withConnection,
+} from './common.ts'
+
+type RedoItem = WalListItem & { readonly state: WalStateReply }
 
 interface TimelineRow {
   pages: TimelineStatus | undefined
-  redo: (WalListItem & { state: WalStateReply }) | undefined
+  redo: RedoItem | undefined
 }
 
 export function registerStatus(program: Command): void {
@@ -27,26 +36,42 @@ export function registerStatus(program: Command): void {
         'safekeepers and timelines: how far redo is committed, ingested and durable, and what wants attention',
       ),
   ).action(async (options: ClientOptions) => {
-    const cell = await collectCell(options)
-    const rows = await collect(options)
-    const attention = [...cellComplaints(cell), ...rows.flatMap(complaints)]
+    // What is left must be seen when a part is down: that is when somebody looks.
+    const parts = await Promise.allSettled([collectCell(options), pagesOf(options), redoOf(options)])
+    const failures = parts.filter(part => part.status === 'rejected').map(part => part.reason as unknown)
+    if (failures.length === parts.length) throw failures[0]
+    const [cell, pages, redo] = parts.map(part => (part.status === 'fulfilled' ? part.value : undefined)) as [
+      CellView | undefined,
+      TimelineStatus[] | undefined,
+      RedoItem[] | undefined,
+    ]
+    const rows = join(pages, redo)
+    const attention = [
+      ...new Set(failures.map(describeError)),
+      ...(cell === undefined ? [] : cellComplaints(cell)),
+      ...rows.flatMap(row => complaints(row, pages !== undefined && redo !== undefined)),
+    ]
+    if (failures.length > 0) process.exitCode = 1
     if (options.json) {
-      printJson({ cell: cell.cell, safekeepers: cell.nodes, timelines: rows, attention })
+      printJson({ cell: cell?.cell, safekeepers: cell?.nodes ?? [], timelines: rows, attention })
       return
     }
-    console.log(cellTable(cell))
-    if (rows.length === 0)
+    if (cell !== undefined) console.log(cellTable(cell))
+    if (rows.length > 0) console.log(statusTable(rows))
+    else if (failures.length === 0)
       console.log('no timelines yet; "palimpsest attach" or "palimpsest import" makes one')
-    else console.log(statusTable(rows))
     for (const line of attention) console.log(line)
   })
 }
 
-async function collect(options: ClientOptions): Promise<TimelineRow[]> {
-  const pages = await withConnection(options, Role.PAGESERVER, async connection =>
+function pagesOf(options: ClientOptions): Promise<TimelineStatus[]> {
+  return withConnection(options, Role.PAGESERVER, async connection =>
     Promise.all((await listTimelines(connection)).map(t => findTimeline(connection, t.timeline))),
   )
-  const redo = await withConnection(options, Role.SAFEKEEPER, async connection => {
+}
+
+function redoOf(options: ClientOptions): Promise<RedoItem[]> {
+  return withConnection(options, Role.SAFEKEEPER, async connection => {
     const items: WalListItem[] = []
     for await (const { message } of connection.stream({ type: MessageType.WalList }))
       items.push(...message.timelines)
@@ -57,18 +82,26 @@ async function collect(options: ClientOptions): Promise<TimelineRow[]> {
       })),
     )
   })
-  const ids = new Set([...pages.map(p => p.summary.timeline), ...redo.map(r => r.timeline)])
+}
+
+function join(
+  pages: readonly TimelineStatus[] | undefined,
+  redo: readonly RedoItem[] | undefined,
+): TimelineRow[] {
+  const ids = new Set([...(pages ?? []).map(p => p.summary.timeline), ...(redo ?? []).map(r => r.timeline)])
   return [...ids].map(id => ({
-    pages: pages.find(p => p.summary.timeline === id),
-    redo: redo.find(r => r.timeline === id),
+    pages: pages?.find(p => p.summary.timeline === id),
+    redo: redo?.find(r => r.timeline === id),
   }))
 }
 
-function complaints({ pages, redo }: TimelineRow): string[] {
+/** `bothSay`: page server and safekeepers have both been asked. */
+function complaints({ pages, redo }: TimelineRow, bothSay: boolean): string[] {
   const name = pages?.summary.name ?? redo?.name ?? '?'
   const lines: string[] = []
-  if (!pages) lines.push(`${name}: the safekeeper has its redo, but the page server does not know it`)
-  if (!redo) lines.push(`${name}: the page server has it, but the safekeeper keeps no redo for it`)
+  if (!pages && bothSay)
+    lines.push(`${name}: the safekeeper has its redo, but the page server does not know it`)
+  if (!redo && bothSay) lines.push(`${name}: the page server has it, but the safekeeper keeps no redo for it`)
   if (pages?.lastError) lines.push(`${name}: ${pages.lastError}`)
   for (const gap of pages?.gaps ?? [])
     lines.push(

@@ -31,7 +31,7 @@ function status(name: string, zones: readonly string[]): CellStatusReply {
     members: ['a', 'b', 'c'].map((member, i) => ({
       nodeId: id(member),
       address: 'h:1',
-      zone: zones[i]!,
+      zone: zones[i] ?? '',
       kind: 'voter' as const,
       matchIndex: 9,
       silentMs: 0,
@@ -57,6 +57,15 @@ t.test('what wants attention', async t => {
   t.same(cellComplaints({ cell, nodes: [nodes[0]!, { name: 'b', status: damaged }, nodes[2]!] }), [
     'safekeeper b: /d/log/1.pack is damaged: nobody has it',
   ])
+  const removed = status('z', ['', '', ''])
+  t.match(cellComplaints({ cell: removed, nodes }), [/^z is no member of the cell any more/])
+  const [a, b, c] = status('a', ['x', 'y', 'x']).members
+  const four = { ...cell, members: [a!, b!, c!, { ...b!, nodeId: id('d'), zone: 'z' }] }
+  t.match(
+    cellComplaints({ cell: four, nodes: [...nodes, { name: 'd', status: status('d', []) }] }),
+    [/2 of 4 safekeepers stand in zone x/],
+    'an even number: half of them may not be lost',
+  )
   t.match(cellTable(view(['', '', ''], ['a', 'c'])), /leader[\s\S]*no answer[\s\S]*75 % less/)
 })
 
