@@ -1,6 +1,6 @@
 /** What every message's encoder and decoder look like, and the checks that several of them share. */
 import type { ByteReader, ByteWriter } from './cursor.ts'
-import { InvalidIdError } from './ids.ts'
+import { InvalidIdError, type Lsn } from './ids.ts'
 import type { MessageType } from './message-types.ts'
 
 export interface AnyMessage {
@@ -30,6 +30,18 @@ export interface Codec<M extends AnyMessage> {
 /** Longest message of an error or a status, in bytes of UTF-8. */
 export const TEXT_BYTES_MAX = 4096
 export const PATH_BYTES_MAX = 1024
+
+/** The same check for a field that may be empty. */
+export function orEmpty(check: (text: string) => unknown): (text: string) => void {
+  return text => {
+    if (text !== '') check(text)
+  }
+}
+
+/** A stretch of the log has at least one LSN in it. */
+export function checkStretch(r: ByteReader, { fromLsn, toLsn }: { fromLsn: Lsn; toLsn: Lsn }): void {
+  if (toLsn <= fromLsn) r.fail(`toLsn ${toLsn} is not above fromLsn ${fromLsn}`)
+}
 
 const PRINTABLE_NAME = /^[\x21-\x7e]{1,128}$/
 

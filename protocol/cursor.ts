@@ -14,7 +14,10 @@ const TWO32 = 0x1_0000_0000
 /** High word of 2^53 - 1. */
 const HIGH_WORD_MAX = 0x1f_ffff
 export const STRING_BYTES_MAX = 0xffff
+const NO_TIMELINE = '0'.repeat(32)
 
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what it looks for.
+const UNPRINTABLE = /[\x01-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g
 const strictUtf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 /** The host's byte order; every platform that Node 24 runs on except s390x is little-endian. */
 export const HOST_LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1
@@ -101,9 +104,16 @@ export class ByteReader {
     return value === 1
   }
 
+  /** A timeline's id. All zeros stand for none and are refused. */
   timeline(what = 'timeline id'): TimelineId {
+    return this.timelineOrNone(what) ?? this.fail(`${what} is all zeros`)
+  }
+
+  /** A timeline's id, or undefined for 16 zero bytes. */
+  timelineOrNone(what = 'timeline id'): TimelineId | undefined {
     const at = this.need(16, what)
-    return this.buf.toString('hex', at, at + 16) as TimelineId
+    const id = this.buf.toString('hex', at, at + 16)
+    return id === NO_TIMELINE ? undefined : (id as TimelineId)
   }
 
   /** u16 length and so many bytes of UTF-8, at most `bytesMax`. No NUL bytes. */
@@ -123,6 +133,15 @@ export class ByteReader {
     } catch {
       return this.fail(`${what} is not valid UTF-8`)
     }
+  }
+
+  /**
+   * A string that the other side made for people: an error, a status, the name of a program. What would act on a terminal or
+   * change how the rest is read (control characters but for tab and newline, bidirectional overrides) becomes question
+   * marks, in as many bytes: the text may be passed on.
+   */
+  text(what: string, bytesMax = STRING_BYTES_MAX): string {
+    return this.string(what, bytesMax).replace(UNPRINTABLE, c => '?'.repeat(Buffer.byteLength(c)))
   }
 
   /** A string that `check` accepts or refuses by throwing InvalidIdError. */
@@ -280,7 +299,9 @@ export class ByteWriter {
     b[at + 7] = high >>> 24
   }
 
-  timeline(value: TimelineId): void {
+  /** Without a value: none. */
+  timeline(id: TimelineId | undefined): void {
+    const value = id ?? NO_TIMELINE
     const at = this.room(16)
     if (this.slab.write(value, at, 16, 'hex') !== 16 || value.length !== 32)
       throw new MalformedError(`"${value}" is no timeline id`)

@@ -1,5 +1,5 @@
 /** Messages about a cell of safekeepers: who its members are, how they are, and changing that. */
-import { type Codec, TEXT_BYTES_MAX } from './codec.ts'
+import { type Codec, orEmpty, TEXT_BYTES_MAX } from './codec.ts'
 import type { ByteReader, ByteWriter } from './cursor.ts'
 import { MessageType } from './message-types.ts'
 import {
@@ -95,12 +95,6 @@ function readSilence(r: ByteReader): number | undefined {
   return ms === NEVER ? undefined : ms
 }
 
-function optional(check: (text: string) => unknown): (text: string) => void {
-  return text => {
-    if (text !== '') check(text)
-  }
-}
-
 export const CellStatusReplyCodec: Codec<CellStatusReply> = {
   type: MessageType.CellStatusReply,
   name: 'CellStatusReply',
@@ -142,7 +136,7 @@ export const CellStatusReplyCodec: Codec<CellStatusReply> = {
     const role = NODE_ROLES[roleNumber] ?? r.fail(`role ${roleNumber} is unknown`)
     const zone = r.checked('zone', checkZone)
     const term = r.u64('term')
-    const leader = r.checked('leader', optional(checkNodeId))
+    const leader = r.checked('leader', orEmpty(checkNodeId))
     const leaderAddress = r.checked('leaderAddress', checkPeerAddress)
     const leaderSilentMs = readSilence(r)
     const beginIndex = r.u64('beginIndex')
@@ -155,7 +149,7 @@ export const CellStatusReplyCodec: Codec<CellStatusReply> = {
     const storedBytes = r.u64('storedBytes')
     const timelines = r.u32('timelines')
     const writable = r.bool('writable')
-    const lastError = r.string('lastError', TEXT_BYTES_MAX)
+    const lastError = r.text('lastError', TEXT_BYTES_MAX)
     const count = r.count('members', 23)
     if (count > NODES_MAX) r.fail(`${count} members, at most ${NODES_MAX} are allowed`)
     const members = Array.from({ length: count }, (): CellMember => {

@@ -72,7 +72,7 @@ export const HelloCodec: Codec<Hello> = {
       features: r.u32('features'),
       frameBytesMax: r.u32('frameBytesMax'),
       token: r.string('token', TEXT_BYTES_MAX),
-      software: r.string('software', 256),
+      software: r.text('software', 256),
     }
   },
 }
@@ -117,8 +117,8 @@ export const HelloOkCodec: Codec<HelloOk> = {
       features: r.u32('features'),
       frameBytesMax: r.u32('frameBytesMax'),
       roles: r.u32('roles'),
-      nodeId: r.string('nodeId', 128),
-      software: r.string('software', 256),
+      nodeId: r.text('nodeId', 128),
+      software: r.text('software', 256),
     }
   },
 }
@@ -217,7 +217,7 @@ export const ErrorReplyCodec: Codec<ErrorReply> = {
       type: MessageType.ErrorReply,
       kind,
       lsn: hasLsn === 1 ? lsn : undefined,
-      message: r.string('message', TEXT_BYTES_MAX),
+      message: r.text('message', TEXT_BYTES_MAX),
     }
   },
 }
@@ -243,7 +243,7 @@ export const RedirectCodec: Codec<Redirect> = {
   },
   decode: r => ({
     type: MessageType.Redirect,
-    address: r.string('address', 300),
-    message: r.string('message', TEXT_BYTES_MAX),
+    address: r.text('address', 300),
+    message: r.text('message', TEXT_BYTES_MAX),
   }),
 }

@@ -1,5 +1,5 @@
 /** Messages that bring a datadir into a page server: tablespaces and pages of an import, and files that are not InnoDB's. */
-import { type Codec, checkRelativePath } from './codec.ts'
+import { type Codec, checkRelativePath, orEmpty, PATH_BYTES_MAX } from './codec.ts'
 import type { Lsn, TimelineId } from './ids.ts'
 import { MessageType } from './message-types.ts'
 import { PAGE_BYTES_MAX, SPACE_NAME_BYTES_MAX } from './messages-page.ts'
@@ -389,14 +389,18 @@ export const FileVersionsCodec: Codec<FileVersions> = {
     w.string(m.directory)
     w.string(m.suffix)
   },
-  decode: r => ({
-    type: MessageType.FileVersions,
-    timeline: r.timeline(),
-    fromLsn: r.lsn(),
-    toLsn: r.lsn(),
-    directory: r.checked('directory', checkRelativePath),
-    suffix: r.string('suffix'),
-  }),
+  decode(r) {
+    const message: FileVersions = {
+      type: MessageType.FileVersions,
+      timeline: r.timeline(),
+      fromLsn: r.lsn('fromLsn'),
+      toLsn: r.lsn('toLsn'),
+      directory: r.checked('directory', checkRelativePath),
+      suffix: r.string('suffix', PATH_BYTES_MAX),
+    }
+    if (message.toLsn < message.fromLsn) r.fail(`LSNs ${message.fromLsn} to ${message.toLsn}`)
+    return message
+  },
 }
 
 /** `u64 lsn | u64 mtimeMs | u32 mode | string path` (empty: that was all)      bulk: the contents */
@@ -423,6 +427,6 @@ export const FileVersionCodec: Codec<FileVersion> = {
     lsn: r.lsn(),
     mtimeMs: r.u64('mtimeMs'),
     mode: r.u32('mode'),
-    path: r.checked('path', path => (path === '' ? path : checkRelativePath(path))),
+    path: r.checked('path', orEmpty(checkRelativePath)),
   }),
 }

@@ -4,7 +4,7 @@
  * in either direction, one for messages without entries and one for entries, so that a heartbeat never queues behind
  * megabytes. docs/consensus.md has the rules; the fields' names are Raft's.
  */
-import type { Codec } from './codec.ts'
+import { type Codec, orEmpty } from './codec.ts'
 import type { ByteReader, ByteWriter } from './cursor.ts'
 import { InvalidIdError, type Lsn, type TimelineId, type WriterEpoch } from './ids.ts'
 import { MessageType } from './message-types.ts'
@@ -26,10 +26,6 @@ export function checkNodeName(text: string): string {
 export function checkNodeId(text: string): string {
   if (!NODE_ID.test(text)) throw new InvalidIdError(`node id ${JSON.stringify(text)} is not NAME.INCARNATION`)
   return text
-}
-
-function optionalNodeId(text: string): string {
-  return text === '' ? text : checkNodeId(text)
 }
 
 /** 32 hexadecimal digits, or empty: in no cell. */
@@ -134,7 +130,7 @@ export const PeerHelloReplyCodec: Codec<PeerHelloReply> = {
     type: MessageType.PeerHelloReply,
     cellId: r.checked('cellId', checkCellId),
     node: readNode(r),
-    leader: r.checked('leader', optionalNodeId),
+    leader: r.checked('leader', orEmpty(checkNodeId)),
     leaderAddress: r.checked('leaderAddress', checkPeerAddress),
     term: r.u64('term'),
     seed: readNodes(r),
@@ -383,7 +379,6 @@ export interface PeerAppend {
 }
 
 export const PEER_ENTRY_BYTES = 68
-const NO_TIMELINE = '0'.repeat(32) as TimelineId
 
 export const PeerAppendCodec: Codec<PeerAppend> = {
   type: MessageType.PeerAppend,
@@ -425,7 +420,7 @@ export function writeEntry(w: ByteWriter, e: PeerEntry): void {
   w.u16(0)
   w.u32(e.payloadBytes)
   w.u32(e.payloadCrc)
-  w.timeline(e.timeline ?? NO_TIMELINE)
+  w.timeline(e.timeline)
   w.u64(e.epoch)
   w.u64(e.beginLsn)
   w.u64(e.endLsn)
@@ -440,7 +435,7 @@ export function readEntry(r: ByteReader): PeerEntry {
   r.zeros(2)
   const payloadBytes = r.u32('payloadBytes')
   const payloadCrc = r.u32('payloadCrc')
-  const timeline = r.timeline()
+  const timeline = r.timelineOrNone()
   const epoch = r.u64('epoch') as WriterEpoch
   const beginLsn = r.lsn('beginLsn')
   const endLsn = r.lsn('endLsn')
@@ -448,7 +443,8 @@ export function readEntry(r: ByteReader): PeerEntry {
   const isRange = kind === 'redo' || kind === 'gap'
   if (isRange ? endLsn <= beginLsn : beginLsn !== 0 || endLsn !== 0)
     r.fail(`a ${kind} from LSN ${beginLsn} to ${endLsn}`)
-  if (isRange !== (timeline !== NO_TIMELINE)) r.fail(`a ${kind} of timeline ${timeline}`)
+  if (isRange !== (timeline !== undefined))
+    r.fail(`a ${kind} of ${timeline === undefined ? 'no timeline' : `timeline ${timeline}`}`)
   const expected = kind === 'redo' ? (dropped ? 0 : endLsn - beginLsn) : undefined
   if (expected !== undefined && payloadBytes !== expected)
     r.fail(`redo of ${payloadBytes} bytes for ${expected} of LSN`)
@@ -458,7 +454,7 @@ export function readEntry(r: ByteReader): PeerEntry {
     term,
     kind,
     dropped,
-    timeline: isRange ? timeline : undefined,
+    timeline,
     epoch,
     beginLsn,
     endLsn,

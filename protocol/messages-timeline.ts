@@ -56,7 +56,7 @@ export const TimelineCreateCodec: Codec<TimelineCreate> = {
       startLsn,
       innodbPageSize,
       name: r.checked('name', checkTimelineName),
-      serverVersion: r.string('serverVersion', 256),
+      serverVersion: r.text('serverVersion', 256),
     }
   },
 }
@@ -145,20 +145,18 @@ export interface TimelineShow {
   readonly name: string
 }
 
-const NO_TIMELINE = '0'.repeat(32) as TimelineId
-
 export const TimelineShowCodec: Codec<TimelineShow> = {
   type: MessageType.TimelineShow,
   name: 'TimelineShow',
   bulk: 'none',
   encode(w, m) {
-    w.timeline(m.timeline ?? NO_TIMELINE)
+    w.timeline(m.timeline)
     w.string(m.name)
   },
   decode(r) {
-    const id = r.timeline()
-    if (id !== NO_TIMELINE) return { type: MessageType.TimelineShow, timeline: id, name: r.string('name') }
-    return { type: MessageType.TimelineShow, timeline: undefined, name: r.checked('name', checkTimelineName) }
+    const timeline = r.timelineOrNone()
+    const name = timeline === undefined ? r.checked('name', checkTimelineName) : r.string('name', 63)
+    return { type: MessageType.TimelineShow, timeline, name }
   },
 }
 
@@ -215,8 +213,8 @@ export const TimelineStatusCodec: Codec<TimelineStatus> = {
     layerBytes: r.u64('layerBytes'),
     spaces: r.u32('spaces'),
     files: r.u32('files'),
-    serverVersion: r.string('serverVersion', 256),
-    lastError: r.string('lastError', TEXT_BYTES_MAX),
+    serverVersion: r.text('serverVersion', 256),
+    lastError: r.text('lastError', TEXT_BYTES_MAX),
     gaps: Array.from({ length: r.count('gaps', 16) }, () => ({
       fromLsn: r.lsn('fromLsn'),
       toLsn: r.lsn('toLsn'),

@@ -15,6 +15,8 @@ import * as peer from './messages-peer.ts'
 import * as repair from './messages-repair.ts'
 import * as timeline from './messages-timeline.ts'
 import * as wal from './messages-wal.ts'
+import * as walRead from './messages-wal-read.ts'
+import * as walWrite from './messages-wal-write.ts'
 
 export type { AnyMessage, BulkKind, Codec, SectionVisitor } from './codec.ts'
 export { MessageType } from './message-types.ts'
@@ -27,23 +29,25 @@ export * from './messages-peer.ts'
 export * from './messages-repair.ts'
 export * from './messages-timeline.ts'
 export * from './messages-wal.ts'
+export * from './messages-wal-read.ts'
+export * from './messages-wal-write.ts'
 
 /** Every request and the messages that answer it (an ErrorReply apart, which may answer any). */
 export interface Replies {
   Ping: [common.Ping, common.Pong]
   WalCreate: [wal.WalCreate, common.Ok]
-  WalOpen: [wal.WalOpen, wal.WalOpened]
-  WalAppend: [wal.WalAppend, wal.WalAppended]
-  WalSkip: [wal.WalSkip, wal.WalAppended]
-  WalTrim: [wal.WalTrim, wal.WalTrimmed]
+  WalOpen: [walWrite.WalOpen, walWrite.WalOpened]
+  WalAppend: [walWrite.WalAppend, walWrite.WalAppended]
+  WalSkip: [walWrite.WalSkip, walWrite.WalAppended]
+  WalTrim: [walRead.WalTrim, walRead.WalTrimmed]
   WalState: [wal.WalState, wal.WalStateReply]
   WalList: [wal.WalList, wal.WalListReply]
   WalDelete: [wal.WalDelete, common.Ok]
   WalRename: [wal.WalRename, common.Ok]
   WalBranch: [wal.WalBranch, wal.WalBranched]
-  WalConsumerDrop: [wal.WalConsumerDrop, common.Ok]
+  WalConsumerDrop: [walRead.WalConsumerDrop, common.Ok]
   WalShow: [wal.WalShow, wal.WalShowReply]
-  WalRead: [wal.WalRead, wal.WalData | wal.WalGap | wal.WalReadEnd]
+  WalRead: [walRead.WalRead, walRead.WalData | walRead.WalGap | walRead.WalReadEnd]
   TimelineCreate: [timeline.TimelineCreate, common.Ok]
   TimelineList: [timeline.TimelineList, timeline.TimelineListReply]
   TimelineShow: [timeline.TimelineShow, timeline.TimelineStatus]
@@ -101,17 +105,17 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   common.ErrorReplyCodec,
   common.RedirectCodec,
   wal.WalCreateCodec,
-  wal.WalOpenCodec,
-  wal.WalOpenedCodec,
-  wal.WalAppendCodec,
-  wal.WalSkipCodec,
-  wal.WalAppendedCodec,
-  wal.WalReadCodec,
-  wal.WalDataCodec,
-  wal.WalGapCodec,
-  wal.WalReadEndCodec,
-  wal.WalTrimCodec,
-  wal.WalTrimmedCodec,
+  walWrite.WalOpenCodec,
+  walWrite.WalOpenedCodec,
+  walWrite.WalAppendCodec,
+  walWrite.WalSkipCodec,
+  walWrite.WalAppendedCodec,
+  walRead.WalReadCodec,
+  walRead.WalDataCodec,
+  walRead.WalGapCodec,
+  walRead.WalReadEndCodec,
+  walRead.WalTrimCodec,
+  walRead.WalTrimmedCodec,
   wal.WalStateCodec,
   wal.WalStateReplyCodec,
   wal.WalListCodec,
@@ -120,7 +124,7 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   wal.WalRenameCodec,
   wal.WalBranchCodec,
   wal.WalBranchedCodec,
-  wal.WalConsumerDropCodec,
+  walRead.WalConsumerDropCodec,
   wal.WalShowCodec,
   wal.WalShowReplyCodec,
   timeline.TimelineCreateCodec,
