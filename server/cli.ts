@@ -30,7 +30,7 @@ export function buildProgram(): Command {
     .showSuggestionAfterError()
     .enablePositionalOptions()
     .exitOverride()
-    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'palimpsest: ')) })
+    .configureOutput({ outputError: (text, write) => write(oneLine(text)) })
   for (const register of [
     registerDev,
     registerAttach,
@@ -52,6 +52,14 @@ export function buildProgram(): Command {
     register(program)
   inheritSettings(program)
   return program
+}
+
+/** A suggestion comes on a line of its own. */
+function oneLine(text: string): string {
+  return `${text
+    .trim()
+    .replace(/^error: /, 'palimpsest: ')
+    .replace(/\s*\n\s*/g, ' ')}\n`
 }
 
 /** `exitOverride` and output settings do not reach commands that were added with `command()` before; pass them down. */

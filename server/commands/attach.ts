@@ -1,13 +1,13 @@
 /** `palimpsest attach`: import a running (or stopped) server's datadir, and follow its redo. */
-import { type Command, Option } from 'commander'
-import { checkTimelineName, type TimelineId } from '../../protocol/ids.ts'
+import type { Command } from 'commander'
+import type { TimelineId } from '../../protocol/ids.ts'
 import { type AttachOptions, type AttachResult, attach } from '../attach/attach.ts'
 import { AttachMetrics } from '../attach/metrics.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { createLog } from '../shared/log.ts'
-import { Progress, progressMode } from '../shared/progress.ts'
 import { type AdminCommandOptions, addAdminOption, openWatch } from './admin.ts'
-import { addClientOptions, type ClientOptions, timelineIdArgument, UsageError } from './common.ts'
+import { addClientOptions, type ClientOptions, checkTimeline, pathArgument } from './common.ts'
+import { newTimelineOption, printAttachResult, sameServerOption, withProgress } from './datadir-common.ts'
 
 interface Options extends ClientOptions, AdminCommandOptions {
   datadir: string
@@ -16,11 +16,11 @@ interface Options extends ClientOptions, AdminCommandOptions {
   socket?: string
   once: boolean
   sameServer: boolean
-  include: string[]
-  exclude: string[]
+  include?: string[]
+  exclude?: string[]
 }
 
-const collect = (value: string, all: string[]): string[] => [...all, value]
+const collect = (value: string, all: string[] = []): string[] => [...all, value]
 
 export function registerAttach(program: Command): void {
   addAdminOption(
@@ -30,14 +30,14 @@ export function registerAttach(program: Command): void {
         .description(
           "import a MariaDB server's datadir while it runs, then follow its redo log and its other files",
         )
-        .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read')
+        .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read', pathArgument)
         .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
         .addOption(newTimelineOption())
         .option('--once', 'stop when caught up with the end of the log', false)
         .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
         .addOption(sameServerOption())
-        .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect, [])
-        .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect, []),
+        .option('--include <GLOB>', 'also keep files that are usually left out (repeatable)', collect)
+        .option('--exclude <GLOB>', 'do not keep these files (repeatable)', collect),
     ),
   )
     .addHelpText(
@@ -94,7 +94,7 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
         once: options.once,
         live: true,
         sameServer: options.sameServer,
-        rules: { include: options.include, exclude: options.exclude },
+        rules: { include: options.include ?? [], exclude: options.exclude ?? [] },
         signal,
         progress,
         metrics,
@@ -103,47 +103,4 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
   } finally {
     await watch.close()
   }
-}
-
-/** A token for a timeline names its id, so one for a timeline that is yet to be made needs to choose it. */
-export function newTimelineOption(): Option {
-  return new Option(
-    '--id <ID>',
-    'if the timeline is made: its id, 32 hexadecimal digits, for which a token was made (default: random)',
-  ).argParser(timelineIdArgument)
-}
-
-export function sameServerOption(): Option {
-  return new Option(
-    '--same-server',
-    "the timeline's server has other Aria logs than before: go on with this datadir all the same",
-  ).default(false)
-}
-
-export function checkTimeline(name: string): void {
-  if (/^[0-9a-f]{32}$/.test(name)) return
-  try {
-    checkTimelineName(name)
-  } catch (error) {
-    throw new UsageError((error as Error).message)
-  }
-}
-
-export async function withProgress<T>(json: boolean, work: (progress: Progress) => Promise<T>): Promise<T> {
-  const progress = new Progress({ mode: progressMode(json) })
-  try {
-    return await work(progress)
-  } finally {
-    progress.close()
-  }
-}
-
-export function printAttachResult(result: AttachResult, json: boolean): void {
-  if (json) {
-    process.stdout.write(`${JSON.stringify({ event: 'done', ...result })}\n`)
-    return
-  }
-  console.log(
-    `timeline ${result.name} (${result.timeline}) holds everything up to LSN ${result.endLsn}; readable from LSN ${result.readableFromLsn}`,
-  )
 }

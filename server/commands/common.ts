@@ -6,9 +6,12 @@ import type { Connection } from '../../protocol/connection.ts'
 import { type Address, dial, parseAddress, parseAddresses } from '../../protocol/dial.ts'
 import { checkTimelineName, type Lsn, parseLsn, type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { checkNodeName, checkZone, MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
+import type { Moment } from '../datadir/at-lsn.ts'
 import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 import { PalimpsestError } from '../shared/errors.ts'
+import { listTimelines } from '../shared/timeline-list.ts'
 import { leaderStatus } from './leader-status.ts'
+import { didYouMean } from './similar.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
 
@@ -75,17 +78,42 @@ export function addClientOptions(command: Command): Command {
     .option('--json', 'machine-readable output', false)
 }
 
+/** For help texts: how moments are written. */
+export const TIME_HELP = 'e.g. 2026-11-21T14:30:00Z, or "2026-11-21 14:30:00" in local time'
+
+const TIME = /^(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?) ?(Z|[+-]\d\d(?::?\d\d)?)?)?$/i
+
 /** Option parser for moments: ISO 8601; without a zone it is local time, as in SQL. Gives microseconds since 1970. */
 export function timeArgument(text: string): number {
-  const ms = /^\d{4}-\d\d-\d\d/.test(text)
-    ? // A date alone would be midnight in UTC.
-      Date.parse(text.replace(/^(\d{4}-\d\d-\d\d)(?: |$)/, '$1T').replace(/T$/, 'T00:00'))
-    : Number.NaN
+  const match = TIME.exec(text.trim())
+  const [, year, month, day, time = '00:00', zone = ''] = match ?? []
+  // `Date` takes a 30th of February for the 2nd of March.
+  const exists =
+    match !== null &&
+    new Date(Date.UTC(Number(year), Number(month) - 1, Number(day))).getUTCDate() === Number(day)
+  const minutes = /^[+-]\d\d$/.test(zone) ? `${zone}:00` : zone.replace(/^([+-]\d\d)(\d\d)$/, '$1:$2')
+  const ms = exists ? Date.parse(`${year}-${month}-${day}T${time}${minutes.toUpperCase()}`) : Number.NaN
   if (Number.isNaN(ms))
     throw new InvalidArgumentError(
-      `"${text}" is not a time; write it as 2026-11-21T14:30:00Z or "2026-11-21 14:30:00".`,
+      `"${text}" is not a time; write it as 2026-11-21T14:30:00Z, or "2026-11-21 14:30:00" for local time (which is ${localZone()} here).`,
     )
   return ms * 1000
+}
+
+function localZone(): string {
+  return new Intl.DateTimeFormat().resolvedOptions().timeZone
+}
+
+/** What --lsn and --time say together. @throws UsageError if both are given */
+export function momentOf({ lsn, time }: { readonly lsn?: Lsn; readonly time?: number }): Moment {
+  if (lsn !== undefined && time !== undefined) throw new UsageError('give --lsn or --time, not both')
+  return { lsn, timeUs: time }
+}
+
+/** Option parser for files and directories: an empty one would be the current directory. */
+export function pathArgument(text: string): string {
+  if (text === '') throw new InvalidArgumentError('it is empty.')
+  return text
 }
 
 /** Option parser for whole numbers in a range. */
@@ -149,15 +177,46 @@ async function leaderAddress(options: ClientOptions): Promise<Address[]> {
   }
 }
 
-/** Asks the page server for a timeline by what a person calls it: its name or its id. */
+/** @throws UsageError for what is neither a timeline's name nor an id */
+export function checkTimeline(nameOrId: string): void {
+  if (isTimelineId(nameOrId)) return
+  try {
+    checkTimelineName(nameOrId)
+  } catch (error) {
+    throw new UsageError((error as Error).message)
+  }
+}
+
+function isTimelineId(text: string): boolean {
+  return /^[0-9a-f]{32}$/.test(text)
+}
+
+/**
+ * Asks the page server for a timeline by what a person calls it: its name or its id.
+ * @throws PalimpsestError that tells names like it if there is none; UsageError
+ */
 export async function findTimeline(connection: Connection, nameOrId: string): Promise<TimelineStatus> {
-  const byId = /^[0-9a-f]{32}$/.test(nameOrId)
-  const { message } = await connection.request({
-    type: MessageType.TimelineShow,
-    timeline: byId ? toTimelineId(nameOrId) : undefined,
-    name: byId ? '' : checkTimelineName(nameOrId),
-  })
-  return message
+  checkTimeline(nameOrId)
+  const byId = isTimelineId(nameOrId)
+  try {
+    const { message } = await connection.request({
+      type: MessageType.TimelineShow,
+      timeline: byId ? toTimelineId(nameOrId) : undefined,
+      name: byId ? '' : nameOrId,
+    })
+    return message
+  } catch (error) {
+    if (!(error instanceof PalimpsestError) || error.kind !== 'invalid' || byId) throw error
+    // A token for one timeline may not list the others.
+    const all = await listTimelines(connection).catch(() => [])
+    if (all.length === 0 || all.some(({ name }) => name === nameOrId)) throw error
+    const near = didYouMean(
+      nameOrId,
+      all.map(({ name }) => name),
+    )
+    const advice = near || '; "palimpsest timeline list" shows those that there are'
+    throw new PalimpsestError(error.kind, `${describeError(error)}${advice}`, { cause: error })
+  }
 }
 
 export function printJson(value: unknown): void {

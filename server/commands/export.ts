@@ -1,19 +1,18 @@
 /** `palimpsest export`: a datadir as it was, on which a stock mariadbd starts. */
 import type { Command } from 'commander'
 import type { Lsn } from '../../protocol/ids.ts'
-import { Role } from '../../protocol/messages.ts'
 import { type ExportResult, exportDatadir } from '../datadir/export.ts'
 import { formatBytes, formatTime } from '../shared/format.ts'
-import { withProgress } from './attach.ts'
 import {
   addClientOptions,
   type ClientOptions,
-  findTimeline,
   lsnArgument,
+  momentOf,
+  pathArgument,
+  TIME_HELP,
   timeArgument,
-  UsageError,
-  withConnection,
 } from './common.ts'
+import { withTimeline } from './datadir-common.ts'
 
 interface Options extends ClientOptions {
   timeline: string
@@ -29,13 +28,14 @@ export function registerExport(program: Command): void {
       .description('write a datadir as it was at an LSN or a time; a stock mariadbd starts on it')
       .requiredOption('--timeline <NAME>', 'timeline to read, by name or id')
       .option('--lsn <N>', 'as of this LSN', lsnArgument)
-      .option('--time <ISO>', 'as of this time, e.g. 2026-11-21T14:30:00Z', timeArgument)
-      .requiredOption('--out <DIR>', 'where to write; must be empty or not exist'),
+      .option('--time <ISO>', `as of this time, ${TIME_HELP}`, timeArgument)
+      .requiredOption('--out <DIR>', 'where to write; must be empty or not exist', pathArgument),
   )
     .addHelpText(
       'after',
       `
-Without --lsn and --time: the newest state. The server that is started on the result rolls back what was not
+Without --lsn and --time: the newest state. A time is understood as the newest change that had been seen by
+then; one that is later than all changes seen is refused, since nobody knows what else there was. The server that is started on the result rolls back what was not
 committed at that LSN. The files belong to whoever runs this command: give them to the server's user
 (chown -R mysql:mysql DIR) before starting it. Transactions that were prepared for a binary log are rolled
 back; those of XA PREPARE are still prepared. An export that is interrupted removes what it
@@ -46,27 +46,16 @@ Examples:
   mariadbd --no-defaults --user=mysql --datadir=/restore/data --socket=/tmp/restored.sock --skip-networking`,
     )
     .action(async (options: Options) => {
-      if (options.lsn !== undefined && options.time !== undefined)
-        throw new UsageError('give --lsn or --time, not both')
+      const moment = momentOf(options)
       const stop = new AbortController()
       const onSignal = (): void =>
         stop.abort(new Error(`stopped by signal; what was written to ${options.out} has been removed`))
       process.once('SIGTERM', onSignal)
       process.once('SIGINT', onSignal)
       try {
-        const result = await withConnection(options, Role.PAGESERVER, async pageServer => {
-          const status = await findTimeline(pageServer, options.timeline)
-          return await withProgress(options.json, progress =>
-            exportDatadir({
-              pageServer,
-              status,
-              moment: { lsn: options.lsn, timeUs: options.time },
-              out: options.out,
-              progress,
-              signal: stop.signal,
-            }),
-          )
-        })
+        const result = await withTimeline(options, open =>
+          exportDatadir({ ...open, moment, out: options.out, signal: stop.signal }),
+        )
         printResult(result, options.json)
       } finally {
         process.off('SIGTERM', onSignal)

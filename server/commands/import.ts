@@ -3,14 +3,8 @@ import type { Command } from 'commander'
 import type { TimelineId } from '../../protocol/ids.ts'
 import { attach } from '../attach/attach.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import {
-  checkTimeline,
-  newTimelineOption,
-  printAttachResult,
-  sameServerOption,
-  withProgress,
-} from './attach.ts'
-import { addClientOptions, type ClientOptions } from './common.ts'
+import { addClientOptions, type ClientOptions, checkTimeline, pathArgument } from './common.ts'
+import { newTimelineOption, printAttachResult, sameServerOption, withProgress } from './datadir-common.ts'
 
 interface Options extends ClientOptions {
   datadir: string
@@ -25,11 +19,11 @@ export function registerImport(program: Command): void {
     program
       .command('import')
       .description('import the datadir of a server that is not running, or a copy of one')
-      .requiredOption('--datadir <DIR>', 'the datadir; it is only read')
+      .requiredOption('--datadir <DIR>', 'the datadir; it is only read', pathArgument)
       .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
       .addOption(newTimelineOption())
       .addOption(sameServerOption())
-      .option('--redo <FILE>', "an ib_logfile0 with redo beyond the datadir's own checkpoint"),
+      .option('--redo <FILE>', "an ib_logfile0 with redo beyond the datadir's own checkpoint", pathArgument),
   )
     .addHelpText(
       'after',

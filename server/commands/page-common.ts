@@ -13,9 +13,11 @@ import {
   findTimeline,
   integerArgument,
   lsnArgument,
+  momentOf,
+  TIME_HELP,
   timeArgument,
-  UsageError,
 } from './common.ts'
+import { didYouMean } from './similar.ts'
 
 export interface PageOptions extends ClientOptions {
   timeline: string
@@ -48,7 +50,7 @@ export function addPageOptions(command: Command): Command {
 export function addMomentOptions(command: Command): Command {
   return command
     .option('--lsn <N>', 'as of this LSN (default: the newest)', lsnArgument)
-    .option('--time <ISO>', 'as of this time', timeArgument)
+    .option('--time <ISO>', `as of this time, ${TIME_HELP}`, timeArgument)
 }
 
 export interface NamedSpace {
@@ -60,10 +62,9 @@ export interface NamedSpace {
 
 /** Finds the timeline, the LSN, and the tablespace as it was then. */
 export async function findSpace(pageServer: Connection, options: PageOptions): Promise<NamedSpace> {
-  if (options.lsn !== undefined && options.time !== undefined)
-    throw new UsageError('give --lsn or --time, not both')
+  const moment = momentOf(options)
   const status = await findTimeline(pageServer, options.timeline)
-  const { lsn } = await resolveMoment(pageServer, status, { lsn: options.lsn, timeUs: options.time })
+  const { lsn } = await resolveMoment(pageServer, status, moment)
   const spaces = await listSpaces(pageServer, status, lsn)
   const wanted = options.space
   const space =
@@ -72,10 +73,18 @@ export async function findSpace(pageServer: Connection, options: PageOptions): P
       : spaces.find(s => s.name === wanted || s.name === `${wanted}.ibd`)
   if (!space)
     throw invalidError(
-      `timeline ${status.summary.name} had no tablespace ${typeof wanted === 'number' ? wanted : `"${wanted}"`} at LSN ${lsn}`,
+      `timeline ${status.summary.name} had no tablespace ${typeof wanted === 'number' ? wanted : `"${wanted}"`} at LSN ${lsn}${nearest(wanted, spaces)}`,
       lsn,
     )
   return { status, lsn, space, format: parseSpaceFlags(space.flags) }
+}
+
+function nearest(wanted: number | string, spaces: readonly SpaceItem[]): string {
+  if (typeof wanted === 'number') return ''
+  return didYouMean(
+    wanted.replace(/\.ibd$/, ''),
+    spaces.map(({ name }) => name.replace(/\.ibd$/, '')),
+  )
 }
 
 export interface FoundPage extends NamedSpace {

@@ -2,14 +2,19 @@
 import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { Role } from '../../protocol/messages.ts'
-import { withConnection } from './common.ts'
+import { explainSystemError } from '../datadir/errors.ts'
+import { pathArgument, withConnection } from './common.ts'
 import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page-common.ts'
 
 export function registerPageGet(page: Command): void {
   addMomentOptions(
     addPageOptions(page.command('get').description('the raw bytes of a page, as InnoDB would write it')),
   )
-    .option('--out <FILE>', 'write to a file; otherwise to stdout, which must not be a terminal')
+    .option(
+      '--out <FILE>',
+      'write to a file; otherwise to stdout, which must not be a terminal',
+      pathArgument,
+    )
     .addHelpText(
       'after',
       `
@@ -20,7 +25,10 @@ Example:
     )
     .action(async (options: PageOptions & { out?: string }) => {
       const found = await withConnection(options, Role.PAGESERVER, connection => getPage(connection, options))
-      if (options.out !== undefined) await writeFile(options.out, found.bytes)
+      if (options.out !== undefined)
+        await writeFile(options.out, found.bytes).catch(error => {
+          throw explainSystemError(options.out!, error)
+        })
       if (options.json) {
         const { space, lsn, pageLsn, freed, bytes } = found
         process.stdout.write(

@@ -1,6 +1,6 @@
 /** `palimpsest pageserver`: follows a safekeeper, keeps every version of every page, serves them. */
 import { availableParallelism } from 'node:os'
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
 import { startPageServer } from '../pageserver/index.ts'
 import { addressesArgument, integerArgument, sizeArgument } from './common.ts'
@@ -16,18 +16,23 @@ export interface PageServerOptions {
 
 export function addPageServerOptions(command: Command): Command {
   return addStoreOptions(command)
-    .option('--memory <SIZE>', 'memory for redo, pages and indexes', sizeArgument, 2 ** 30)
-    .option(
-      '--workers <N>',
-      'threads that parse redo and rebuild pages (default: one per core)',
-      integerArgument(1, 256),
-      availableParallelism(),
+    .addOption(
+      new Option('--memory <SIZE>', 'memory for redo, pages and indexes')
+        .argParser(sizeArgument)
+        .default(2 ** 30, '1G'),
     )
-    .option(
-      '--cache-size <SIZE>',
-      'disk for copies of layers in DATA, where the store is not a directory',
-      sizeArgument,
-      10 * 2 ** 30,
+    .addOption(
+      new Option('--workers <N>', 'threads that parse redo and rebuild pages')
+        .argParser(integerArgument(1, 256))
+        .default(availableParallelism(), 'one per core'),
+    )
+    .addOption(
+      new Option(
+        '--cache-size <SIZE>',
+        'disk for copies of layers in DATA, where the store is not a directory',
+      )
+        .argParser(sizeArgument)
+        .default(10 * 2 ** 30, '10G'),
     )
     .option(
       '--retry-stopped',

@@ -5,7 +5,6 @@ import { INNODB_PAGE_SIZES } from '../../protocol/messages.ts'
 import { createTimeline, findTimeline, openServers } from '../attach/timeline-link.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { invalidError } from '../shared/errors.ts'
-import { newTimelineOption } from './attach.ts'
 import {
   addClientOptions,
   type ClientOptions,
@@ -13,9 +12,12 @@ import {
   printJson,
   timelineNameArgument,
 } from './common.ts'
+import { newTimelineOption } from './datadir-common.ts'
 
 /** Where the redo of every new InnoDB begins: behind the header and the two checkpoint blocks of its first log file (log0log.h). */
 const FIRST_LSN = toLsn(12288)
+/** And where it began in servers that were upgraded since. */
+const LSN_LEAST = toLsn(8192)
 
 interface Options extends ClientOptions {
   id?: TimelineId | undefined
@@ -33,7 +35,7 @@ export function registerTimelineCreate(timeline: Command): void {
       .option(
         '--lsn <N>',
         `where its redo begins (default: ${FIRST_LSN}, as that of a new server)`,
-        lsnArgument,
+        firstLsnArgument,
       )
       .option('--page-size <BYTES>', "the server's innodb_page_size", pageSizeArgument, 16384),
   ).action(async (name: string, options: Options) => {
@@ -59,6 +61,12 @@ export function registerTimelineCreate(timeline: Command): void {
       servers.close()
     }
   })
+}
+
+function firstLsnArgument(text: string): Lsn {
+  const lsn = lsnArgument(text)
+  if (lsn < LSN_LEAST) throw new InvalidArgumentError(`no log of InnoDB begins before LSN ${LSN_LEAST}.`)
+  return lsn
 }
 
 function pageSizeArgument(text: string): number {

@@ -23,7 +23,9 @@ import {
   type ClientOptions,
   findTimeline,
   lsnArgument,
+  momentOf,
   printJson,
+  TIME_HELP,
   timeArgument,
   timelineNameArgument,
   UsageError,
@@ -71,13 +73,11 @@ export function registerTimeline(program: Command): void {
       )
       .requiredOption('--from <NAME>', 'the timeline to branch')
       .option('--lsn <N>', 'the moment as an LSN (default: the newest that is ingested)', lsnArgument)
-      .option('--time <ISO>', 'the moment as a time, e.g. 2026-11-21T12:00:00', timeArgument),
+      .option('--time <ISO>', `the moment as a time, ${TIME_HELP}`, timeArgument),
   ).action(async (name: string, options: ClientOptions & BranchOptions) => {
-    if (options.lsn !== undefined && options.time !== undefined)
-      throw new UsageError('give --lsn or --time, not both')
+    const moment = momentOf(options)
     const branch = await withConnection(options, Role.PAGESERVER, async pageServer => {
       const status = await findTimeline(pageServer, options.from)
-      const moment = { lsn: options.lsn, timeUs: options.time }
       const { lsn: wanted } = await resolveMoment(pageServer, status, moment)
       const timeline = toTimelineId(randomBytes(16).toString('hex'))
       const ancestor = await ownerAt(pageServer, status.summary.timeline, wanted)

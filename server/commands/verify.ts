@@ -1,10 +1,9 @@
 /** `palimpsest verify`: is every page of the timeline exactly what the server has? */
 import type { Command } from 'commander'
 import type { Lsn } from '../../protocol/ids.ts'
-import { Role } from '../../protocol/messages.ts'
 import { type Difference, type VerifyResult, verifyDatadir } from '../attach/verify.ts'
-import { withProgress } from './attach.ts'
-import { addClientOptions, type ClientOptions, findTimeline, lsnArgument, withConnection } from './common.ts'
+import { addClientOptions, type ClientOptions, lsnArgument, pathArgument } from './common.ts'
+import { withTimeline } from './datadir-common.ts'
 
 interface Options extends ClientOptions {
   timeline: string
@@ -21,7 +20,11 @@ export function registerVerify(program: Command): void {
       .command('verify')
       .description('compare every page of a cleanly shut down datadir with the timeline, byte for byte')
       .requiredOption('--timeline <NAME>', 'timeline to compare with, by name or id')
-      .requiredOption('--datadir <DIR>', 'datadir of a server that was shut down cleanly; it is only read')
+      .requiredOption(
+        '--datadir <DIR>',
+        'datadir of a server that was shut down cleanly; it is only read',
+        pathArgument,
+      )
       .option('--lsn <N>', "compare with this LSN instead of the end of the datadir's log", lsnArgument),
   )
     .addHelpText(
@@ -33,23 +36,20 @@ compared uncompressed. The last line is "compared N pages, M differ"; the exit c
     )
     .action(async (options: Options) => {
       let lines = 0
-      const result = await withConnection(options, Role.PAGESERVER, async pageServer => {
-        const status = await findTimeline(pageServer, options.timeline)
-        return await withProgress(options.json, progress =>
-          verifyDatadir({
-            pageServer,
-            status,
-            datadir: options.datadir,
-            lsn: options.lsn,
-            progress,
-            onDifference: difference => {
-              if (options.json)
-                process.stdout.write(`${JSON.stringify({ event: 'difference', ...difference })}\n`)
-              else if (++lines <= LINES_MAX) progress.message(describeDifference(difference))
-            },
-          }),
-        )
-      })
+      const result = await withTimeline(options, ({ pageServer, status, progress }) =>
+        verifyDatadir({
+          pageServer,
+          status,
+          datadir: options.datadir,
+          lsn: options.lsn,
+          progress,
+          onDifference: difference => {
+            if (options.json)
+              process.stdout.write(`${JSON.stringify({ event: 'difference', ...difference })}\n`)
+            else if (++lines <= LINES_MAX) progress.message(describeDifference(difference))
+          },
+        }),
+      )
       printResult(result, options.json, lines - LINES_MAX)
       if (result.differ > 0) process.exitCode = 1
     })

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Connection } from '../../protocol/connection.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import { MessageType, type TimelineStatus } from '../../protocol/messages.ts'
-import { invalidError, retryError } from '../shared/errors.ts'
+import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import { formatTime } from '../shared/format.ts'
 
 export interface Moment {
@@ -37,7 +37,6 @@ export async function resolveMoment(
   moment: Moment,
 ): Promise<ResolvedMoment> {
   const { summary, gaps } = status
-  const { timeline } = summary
   if (summary.readableFromLsn === LSN_MAX)
     throw invalidError(
       `timeline ${summary.name} holds no whole database yet: try again when its import has ended, or begin one with "palimpsest attach" or "import"`,
@@ -60,12 +59,24 @@ export async function resolveMoment(
       `LSN ${lsn} lies in a gap of timeline ${summary.name}: the server's log had overtaken the reader between LSN ${gap.fromLsn} and LSN ${gap.toLsn}, or content came that is not in it (IMPORT TABLESPACE); choose one of these`,
       lsn,
     )
-  if (lsn > summary.ingestedLsn)
+  if (lsn > summary.ingestedLsn) await waitForLsn(pageServer, status, lsn)
+  return { lsn, sampleTimeUs: sampled?.sampleTimeUs, nextSampleTimeUs: sampled?.nextSampleTimeUs }
+}
+
+async function waitForLsn(pageServer: Connection, { summary }: TimelineStatus, lsn: Lsn): Promise<void> {
+  const { timeline, name } = summary
+  try {
     await pageServer.request(
       { type: MessageType.WaitLsn, timeline, lsn, timeoutMs: WAIT_MS },
       { deadlineMs: WAIT_MS + 5000 },
     )
-  return { lsn, sampleTimeUs: sampled?.sampleTimeUs, nextSampleTimeUs: sampled?.nextSampleTimeUs }
+  } catch (error) {
+    if (!(error instanceof PalimpsestError) || error.kind !== 'retry') throw error
+    throw retryError(
+      `LSN ${lsn} is beyond the end of timeline ${name}, and ${WAIT_MS / 1000} s of waiting did not bring it (${error.message}); choose an LSN up to the end, or see with "palimpsest status" what holds the redo up`,
+      error,
+    )
+  }
 }
 
 /**

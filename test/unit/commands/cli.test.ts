@@ -22,3 +22,20 @@ t.test('nor its errors', async t => {
   child.stderr!.destroy()
   t.same(await once(child, 'exit'), [2, null])
 })
+
+t.test('wrong usage is one line, and ends with 2', async t => {
+  for (const [args, message] of [
+    [['exprot'], /^palimpsest: unknown command 'exprot' \(Did you mean export\?\)\n$/],
+    [['export', '--timeline', 'x', '--out', ''], /^palimpsest: option '--out <DIR>' .* it is empty\.\n$/],
+    [
+      ['export', '--timeline', 'x', '--out', 'y', '--lsn', '1', '--time', '2026-01-01'],
+      /^palimpsest: give --lsn or --time, not both\n$/,
+    ],
+    [['timeline', 'create', 'x', '--lsn', '12'], /no log of InnoDB begins before LSN 8192\.\n$/],
+  ] as const) {
+    const child = spawn(process.execPath, [BIN, ...args], { stdio: ['ignore', 'ignore', 'pipe'] })
+    const stderr = text(child.stderr!)
+    t.same(await once(child, 'exit'), [2, null])
+    t.match(await stderr, message)
+  }
+})

@@ -1,10 +1,15 @@
 import t from 'tap'
+import type { Connection } from '../../../protocol/connection.ts'
 import { PalimpsestError } from '../../../protocol/errors.ts'
+import { toLsn } from '../../../protocol/ids.ts'
 import {
   addressArgument,
   describeError,
+  findTimeline,
   integerArgument,
   lsnArgument,
+  momentOf,
+  pathArgument,
   sizeArgument,
   timeArgument,
 } from '../../../server/commands/common.ts'
@@ -29,8 +34,13 @@ t.test('moments: with a zone as told, without one as local time', async t => {
     else process.env['TZ'] = TZ
   })
   t.equal(timeArgument('2026-11-21'), Date.UTC(2026, 10, 20, 15) * 1000, 'a day begins at its own midnight')
-  for (const bad of ['yesterday', '14:30', '2026-13-01T00:00:00Z', '1'])
-    t.throws(() => timeArgument(bad), { code: 'commander.invalidArgument' })
+  t.equal(timeArgument('2026-11-21 14:30 +0100'), Date.UTC(2026, 10, 21, 13, 30) * 1000)
+  t.equal(timeArgument('2026-11-21t14:30:00-03'), Date.UTC(2026, 10, 21, 17, 30) * 1000)
+  for (const bad of ['yesterday', '14:30', '2026-13-01T00:00:00Z', '1', '2026-02-30', '2026-11-21 25:00'])
+    t.throws(() => timeArgument(bad), {
+      code: 'commander.invalidArgument',
+      message: /for local time \(which is Asia\/Tokyo here\)/,
+    })
 })
 
 t.test('LSNs, numbers and addresses', async t => {
@@ -42,6 +52,32 @@ t.test('LSNs, numbers and addresses', async t => {
   t.same(addressArgument('[::1]:7070'), { host: '::1', port: 7070 })
   for (const bad of ['localhost', ':7070', 'a:70700'])
     t.throws(() => addressArgument(bad), { code: 'commander.invalidArgument' })
+})
+
+t.test('what is given twice, or empty', async t => {
+  t.same(momentOf({ lsn: toLsn(7) }), { lsn: 7, timeUs: undefined })
+  t.throws(() => momentOf({ lsn: toLsn(7), time: 1 }), { name: 'UsageError' })
+  t.equal(pathArgument('.'), '.')
+  t.throws(() => pathArgument(''), { code: 'commander.invalidArgument' })
+})
+
+t.test('a timeline that is not there: names like it', async t => {
+  const names = ['prod', 'test', 'before-upgrade']
+  const server = {
+    async request({ name }: { name: string }) {
+      if (names.includes(name)) return { message: name }
+      throw new PalimpsestError('invalid', `there is no timeline named ${name} on this page server`)
+    },
+    requestAll: async () => [{ message: { timelines: names.map(name => ({ name })) } }],
+  } as unknown as Connection
+  t.equal(await findTimeline(server, 'prod'), 'prod')
+  await t.rejects(findTimeline(server, 'prdo'), { message: /named prdo on .*; did you mean prod\?/ })
+  await t.rejects(findTimeline(server, 'Before-Upgrades'), { message: /did you mean before-upgrade\?/ })
+  await t.rejects(findTimeline(server, 'customers'), {
+    kind: 'invalid',
+    message: /"palimpsest timeline list" shows/,
+  })
+  await t.rejects(findTimeline(server, 'a b'), { name: 'UsageError' })
 })
 
 t.test('a refusal names the server that gave it, once', async t => {
