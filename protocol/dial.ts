@@ -67,6 +67,6 @@ export async function dial(
   const kind = failures.find(failure => failure.kind === 'retry')?.kind ?? failures[0]!.kind
   throw new PalimpsestError(
     kind,
-    `no ${roleNames(role)} could be reached: ${failures.map(failure => failure.message).join('; ')}`,
+    `no ${roleNames(role)} could be reached: ${[...new Set(failures.map(failure => failure.message))].join('; ')}`,
   )
 }

@@ -61,7 +61,6 @@ Example: TLS and two tokens for one machine
         '--host <HOST[,HOST…]>',
         `names and IP addresses that it is reached under (default: ${LOCAL_HOSTS.join(', ')})`,
         hostsArgument,
-        LOCAL_HOSTS,
       )
       .option(
         '--node <NAME[,NAME…]>',
@@ -72,7 +71,7 @@ Example: TLS and two tokens for one machine
       .option('--days <N>', 'valid for', integerArgument(1, 36_500), 365)
       .option(
         '--renew',
-        'replace NAME.pem and NAME.key; a running server takes the new ones by itself',
+        'replace NAME.pem and NAME.key, for the same hosts and nodes unless told otherwise; a running server takes the new ones by itself',
         false,
       ),
   ).action(
@@ -80,7 +79,7 @@ Example: TLS and two tokens for one machine
       name: string,
       options: {
         ca: string
-        host: string[]
+        host?: string[]
         node?: string[]
         out?: string
         days: number
@@ -93,17 +92,20 @@ Example: TLS and two tokens for one machine
         cert: readPublic(certFile, "CA's certificate").toString('utf8'),
         key: readSecret(keyFile, "CA's private key").toString('utf8'),
       }
-      const { makeNodeCertificate } = await import('../keys/certificates.ts')
-      const nodes = options.node ?? (NODE_NAME.test(name) ? [name] : [])
-      const pair = await makeNodeCertificate(ca, name, options.host, options.days, nodes)
+      const { makeNodeCertificate, namesIn } = await import('../keys/certificates.ts')
       const out = options.out ?? options.ca
       const files = { key: join(out, `${name}.key`), cert: join(out, `${name}.pem`) }
+      const before = options.renew ? await textIfThere(files.cert) : undefined
+      const old = before === undefined ? undefined : namesIn(before)
+      const hosts = options.host ?? old?.hosts ?? LOCAL_HOSTS
+      const nodes = options.node ?? old?.nodes ?? (NODE_NAME.test(name) ? [name] : [])
+      const pair = await makeNodeCertificate(ca, name, hosts, options.days, nodes)
       await writeNew(files.key, pair.key, PRIVATE, options.renew)
       await writeNew(files.cert, pair.cert, PUBLIC, options.renew)
       report(
         options.json,
-        { ...files, hosts: options.host, nodes },
-        `${files.cert} and ${files.key}, for ${options.host.join(', ')}`,
+        { ...files, hosts, nodes },
+        `${files.cert} and ${files.key}, for ${hosts.join(', ')}`,
       )
     },
   )

@@ -101,3 +101,13 @@ export async function makeNodeCertificate(
   })
   return { cert: `${certificate.toString('pem')}\n`, key: keyPem(keys) }
 }
+
+/** What a certificate of `makeNodeCertificate` was made for. */
+export function namesIn(cert: string): { readonly hosts: string[]; readonly nodes: string[] } {
+  const items = new x509.X509Certificate(cert).getExtension(x509.SubjectAlternativeNameExtension)?.names.items
+  const [hosts, nodes]: [string[], string[]] = [[], []]
+  for (const { type, value } of items ?? [])
+    if (type === 'dns' || type === 'ip') hosts.push(value)
+    else if (type === 'url' && value.startsWith(NODE_URN)) nodes.push(value.slice(NODE_URN.length))
+  return { hosts, nodes }
+}
