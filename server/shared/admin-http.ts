@@ -6,10 +6,15 @@
  *     GET /readyz    200 once it does its work, else 503; one line for each condition
  *
  * Nobody has to prove who he is here, so it is for loopback addresses; others need the same insistence as the listener's.
- * Nothing can be changed through it. It is bounded: connections, bytes of a request's head, time to send one and to take
- * the answer; a request with a body is refused.
+ * Nothing can be changed through it. It is bounded: connections (the oldest gives way), bytes of a request's head, time to
+ * send one and to take the answer; a request with a body is refused.
+ *
+ * A browser on this machine reaches loopback for every page that it shows. It keeps the answers from the page, unless the
+ * page's own name was made to mean 127.0.0.1 meanwhile (DNS rebinding). So on loopback, who asks must have named this
+ * machine by a number or as localhost. docs/security.md, "The admin port", has what was weighed.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { isIP, type Socket } from 'node:net'
 import { invalidError, retryError } from './errors.ts'
 import { isLoopback } from './listener.ts'
 import type { Log } from './log.ts'
@@ -67,6 +72,8 @@ export class Readiness {
 export class AdminServer {
   readonly #options: AdminOptions
   readonly #server: Server
+  /** In the order of arrival. */
+  readonly #sockets = new Set<Socket>()
 
   static async listen(options: AdminOptions): Promise<AdminServer> {
     if (!isLoopback(options.host) && options.insecureListen !== true)
@@ -91,12 +98,14 @@ export class AdminServer {
       },
       (request, response) => this.#answer(request, response),
     )
-    this.#server.maxConnections = CONNECTIONS_MAX
+    this.#server.on('connection', socket => this.#admit(socket))
     this.#server.maxRequestsPerSocket = REQUESTS_PER_CONNECTION_MAX
     // A client that does not take its answer: the socket stands still.
     this.#server.setTimeout(IDLE_MS, socket => socket.destroy())
     this.#server.on('clientError', (_, socket) => {
-      if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n')
+      // It is not waited for that the client hangs up, too.
+      if (socket.writable)
+        socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n', () => socket.destroy())
       else socket.destroy()
     })
   }
@@ -126,7 +135,22 @@ export class AdminServer {
     return promise
   }
 
+  /** Who comes is let in, and the oldest leaves: many who say nothing keep nobody out. */
+  #admit(socket: Socket): void {
+    this.#sockets.add(socket)
+    socket.once('close', () => this.#sockets.delete(socket))
+    if (this.#sockets.size <= CONNECTIONS_MAX) return
+    const [oldest] = this.#sockets
+    oldest?.destroy()
+    if (oldest !== undefined) this.#sockets.delete(oldest)
+  }
+
   #answer(request: IncomingMessage, response: ServerResponse): void {
+    if (isLoopback(this.#options.host) && !isThisMachine(request.headers.host)) {
+      response.setHeader('Connection', 'close')
+      send(response, 421, 'ask for this machine by number, or as localhost\n')
+      return
+    }
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length']) > 0) {
       response.setHeader('Connection', 'close')
       send(response, 413, 'requests with a body are not taken here\n')
@@ -170,6 +194,13 @@ export class AdminServer {
     this.#server.closeAllConnections()
     await promise
   }
+}
+
+/** Whether a Host header is a number, or localhost. Without one: it is no browser. */
+function isThisMachine(host: string | undefined): boolean {
+  if (host === undefined || host === '') return true
+  const name = host.replace(/:\d*$/, '').toLowerCase()
+  return name === 'localhost' || name.endsWith('.localhost') || isIP(name.replace(/^\[(.*)\]$/, '$1')) !== 0
 }
 
 function send(
