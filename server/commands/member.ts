@@ -5,7 +5,6 @@ import { formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { type CellStatusReply, checkNodeName, MessageType, type Replies } from '../../protocol/messages.ts'
 import { askLeader } from '../shared/cell-client.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import { invalidError } from '../shared/errors.ts'
 import { addClientOptions, type ClientOptions, printJson } from './common.ts'
 import { leaderStatus, nameOf } from './leader-status.ts'
 
@@ -45,13 +44,12 @@ export function registerMember(program: Command): void {
 
   addClientOptions(member.command('remove <name>').description('take a safekeeper out')).action(
     async (name: string, options: ClientOptions) => {
-      // The request may be made again after a connection is lost, so that the cell takes it for a name that it does not know, too.
+      // To one that was removed before the cell says yes as well: the request may be made again after a connection is lost.
       const { members } = await leaderStatus(options)
-      const names = members.map(({ nodeId }) => nameOf(nodeId))
-      if (members.length > 0 && !names.includes(name))
-        throw invalidError(`the cell has no member ${name}; there are ${names.join(', ')}`)
       await change(options, { type: MessageType.MemberRemove, name })
-      done(options, `${name} is no member any more; its process can be stopped`, { removed: name })
+      const was = members.some(({ nodeId }) => nameOf(nodeId) === name)
+      const told = was ? `${name} is no member any more` : `${name} was removed before; it is no member`
+      done(options, `${told}; its process can be stopped`, { removed: name, before: !was })
     },
   )
 

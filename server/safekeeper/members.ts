@@ -47,11 +47,19 @@ export class Members {
   /** Names that are being replaced by themselves. */
   private readonly replacing = new Set<string>()
   private readonly noting = new Set<NodeId>()
+  /** Names of all that this node has known as members: who asks again to remove one is told another thing than who mistypes. */
+  private readonly known = new Set<string>()
 
-  constructor(options: MembersOptions, membership: Membership) {
+  /** `earlier`: those in the log before. */
+  constructor(options: MembersOptions, membership: Membership, earlier: readonly Membership[] = []) {
     this.options = options
     this.driver = options.driver
     this.latest = membership
+    for (const one of [...earlier, membership]) this.know(one)
+  }
+
+  private know({ voters, outgoing = [], learners }: Membership): void {
+    for (const id of [...voters, ...outgoing, ...learners]) this.known.add(nameOf(id))
   }
 
   get membership(): Membership {
@@ -61,6 +69,7 @@ export class Members {
   onMembership(membership: Membership, committed: boolean): void {
     this.latest = membership
     this.committed = committed
+    this.know(membership)
   }
 
   /** All that are in the membership, in whichever way. */
@@ -71,6 +80,11 @@ export class Members {
 
   private voterNamed(name: string): NodeId | undefined {
     return this.latest.voters.find(id => nameOf(id) === name)
+  }
+
+  private noMember(name: string): PalimpsestError {
+    const names = [...this.all].map(nameOf).sort()
+    return invalidError(`the cell has no member "${name}"; its members are ${names.join(', ')}`)
   }
 
   add(name: string, address: string): Promise<void> {
@@ -95,10 +109,14 @@ export class Members {
     })
   }
 
+  /** One that was a member and is none any more is no error: the answer to the first request may have been lost. */
   remove(name: string): Promise<void> {
     return this.exclusive(async () => {
       const id = this.voterNamed(name) ?? this.latest.learners.find(learner => nameOf(learner) === name)
-      if (id === undefined) return
+      if (id === undefined) {
+        if (this.known.has(name)) return
+        throw this.noMember(name)
+      }
       const voters = this.latest.voters.filter(voter => voter !== id)
       if (voters.length === 0) throw invalidError(`${name} is the last member`)
       if (id === this.options.self.nodeId) {
@@ -122,7 +140,7 @@ export class Members {
   private async putInPlace(old: string, node: PeerNode): Promise<void> {
     const out = this.voterNamed(old)
     if (out === node.nodeId || (out === undefined && this.latest.voters.includes(node.nodeId))) return
-    if (out === undefined) throw invalidError(`the cell has no member ${old}`)
+    if (out === undefined) throw this.noMember(old)
     if (out === this.options.self.nodeId) {
       await this.handOver()
       throw retryError('leadership was handed over before the replacement: ask again')

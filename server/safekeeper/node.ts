@@ -360,6 +360,7 @@ export class CellNode {
         isConnected: id => peers.isConnected(id),
       },
       newest,
+      memberships.map(({ membership }) => membership),
     )
     const backup: Backup | undefined =
       options.backup &&
