@@ -1,26 +1,32 @@
 /** Requests about captured files: those of a datadir that are not InnoDB's. */
-import { LSN_MAX, LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
+import { LSN_MAX, LSN_ZERO, type Lsn, type TimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import {
   type FileDelete,
+  type FileEpoch,
   type FileGet,
   type FileList,
   type FilePut,
   type FileVersions,
   MessageType,
 } from '../../protocol/messages.ts'
-import { invalidError } from '../shared/errors.ts'
+import { fencedError, invalidError } from '../shared/errors.ts'
 import type { Handlers, RequestContext } from '../shared/listener.ts'
+import type { Timeline } from './timeline.ts'
 import type { Timelines } from './timelines.ts'
 
 const FILES_PER_FRAME = 1000
 
 export class FileService {
   readonly #timelines: Timelines
+  /** The latest epoch that a writer named, and what each connection named. */
+  readonly #epochs = new WeakMap<Timeline, WriterEpoch>()
+  readonly #named = new WeakMap<object, Map<TimelineId, WriterEpoch>>()
   readonly handlers: Handlers
 
   constructor(timelines: Timelines) {
     this.#timelines = timelines
     this.handlers = {
+      [MessageType.FileEpoch]: ({ message }, ctx) => this.#epoch(message, ctx),
       [MessageType.FilePut]: ({ message, bulk }, ctx) => this.#put(message, bulk, ctx),
       [MessageType.FileDelete]: ({ message }, ctx) => this.#delete(message, ctx),
       [MessageType.FileList]: ({ message }, ctx) => this.#list(message, ctx),
@@ -29,8 +35,28 @@ export class FileService {
     }
   }
 
+  #epoch({ timeline, epoch }: FileEpoch, ctx: RequestContext): void {
+    const of = this.#timelines.get(timeline)
+    const named = this.#named.get(ctx.connection) ?? new Map<TimelineId, WriterEpoch>()
+    this.#named.set(ctx.connection, named.set(timeline, epoch))
+    if (epoch > (this.#epochs.get(of) ?? 0)) this.#epochs.set(of, epoch)
+    this.#writable(timeline, ctx)
+    ctx.reply({ type: MessageType.Ok })
+  }
+
+  /** @throws PalimpsestError `fenced` if the timeline has a later writer than the one that speaks */
+  #writable(id: TimelineId, ctx: RequestContext): Timeline {
+    const timeline = this.#timelines.get(id)
+    const latest = this.#epochs.get(timeline) ?? 0
+    const epoch = this.#named.get(ctx.connection)?.get(id) ?? 0
+    if (epoch >= latest) return timeline
+    throw fencedError(
+      `timeline ${id} has a newer writer, of epoch ${latest}: files of ${epoch === 0 ? 'one that names no epoch' : `epoch ${epoch}`} are not taken`,
+    )
+  }
+
   async #put(message: FilePut, bulk: Uint8Array, ctx: RequestContext): Promise<void> {
-    const timeline = this.#timelines.get(message.timeline)
+    const timeline = this.#writable(message.timeline, ctx)
     const { path, lsn, mode, mtimeMs, totalBytes, offset } = message
     const whole = await timeline.files.put({ path, lsn, mode, mtimeMs, totalBytes }, offset, bulk)
     // Many files that end at the same time share one write of the index.
@@ -39,7 +65,7 @@ export class FileService {
   }
 
   async #delete(message: FileDelete, ctx: RequestContext): Promise<void> {
-    const timeline = this.#timelines.get(message.timeline)
+    const timeline = this.#writable(message.timeline, ctx)
     timeline.files.remove(message.path, message.lsn)
     await timeline.files.save(timeline.manifest)
     ctx.reply({ type: MessageType.Ok })

@@ -427,6 +427,11 @@ export class ManifestClaim {
     this.#cas = manifestObject(store, timeline)
   }
 
+  /** The manifest, as far as an attempt came to read it. */
+  get found(): Manifest | undefined {
+    return this.#owned?.current ?? this.#found
+  }
+
   /**
    * Makes the caller the timeline's owner: earlier ones are fenced. Undefined if there is no such timeline; of one whose
    * deletion was interrupted nothing is left then. Throws `fenced` if another process did the same after this attempt began.

@@ -1,5 +1,5 @@
 /** The page server's side of the protocol: what each request means. */
-import type { Lsn, TimelineId } from '../../protocol/ids.ts'
+import { LSN_MAX, LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
 import {
   type GetPages,
   MessageType,
@@ -11,16 +11,17 @@ import {
   type TimelineShow,
 } from '../../protocol/messages.ts'
 import { SPACE_NAME_BYTES_MAX } from '../../protocol/messages-page.ts'
-import type { TimelineSummary } from '../../protocol/messages-timeline.ts'
+import type { TimelineStatus, TimelineSummary } from '../../protocol/messages-timeline.ts'
 import { invalidError } from '../shared/errors.ts'
 import type { Handlers, IncomingRequest, RequestContext, Service } from '../shared/listener.ts'
 import type { PageServerEnvironment } from './environment.ts'
 import { FileService } from './file-service.ts'
 import { IMPORT_IMAGE_LEVEL, ImportSessions } from './import-session.ts'
+import type { LayerEntry } from './manifest.ts'
 import type { ReadPages } from './page-reader.ts'
 import { lsnAtTime, timeAtLsn } from './time-queries.ts'
-import type { Timeline } from './timeline.ts'
-import type { Timelines } from './timelines.ts'
+import { Timeline } from './timeline.ts'
+import type { BrokenTimeline, Timelines } from './timelines.ts'
 
 /** Bytes of pages in one frame of an answer: large enough for full speed, small enough for others to get a word in. */
 const REPLY_BYTES = 1 << 20
@@ -28,6 +29,10 @@ const HISTORY_LIMIT_MAX = 100_000
 const HISTORY_ENTRIES_PER_FRAME = 5000
 const SPACES_PER_FRAME = 1000
 const BRANCHES_PER_FRAME = 10_000
+const TIMELINES_PER_FRAME = 1000
+const ERROR_CHARACTERS_MAX = 1000
+/** InnoDB's own; said of a timeline whose manifest cannot be read. */
+const INNODB_PAGE_SIZE_DEFAULT = 16384
 
 export class PageService implements Service {
   readonly role = Role.PAGESERVER
@@ -49,14 +54,11 @@ export class PageService implements Service {
         await timelines.create(message)
         ctx.reply({ type: MessageType.Ok })
       },
-      [MessageType.TimelineList]: (_, ctx) => {
-        const all = [...timelines.all].map(summary)
-        ctx.reply({ type: MessageType.TimelineListReply, timelines: all })
-      },
+      [MessageType.TimelineList]: (_, ctx) => this.#timelineList(ctx),
       [MessageType.TimelineShow]: ({ message }, ctx) => this.#timelineShow(message, ctx),
       [MessageType.TimelineDelete]: async ({ message }, ctx) => {
-        const timeline = timelines.get(message.timeline)
-        await this.imports.abortAll(timeline)
+        const timeline = timelines.find(message.timeline)
+        if (timeline instanceof Timeline) await this.imports.abortAll(timeline)
         await timelines.delete(message.timeline)
         ctx.reply({ type: MessageType.Ok })
       },
@@ -282,24 +284,33 @@ export class PageService implements Service {
     }
   }
 
-  #timelineShow(message: TimelineShow, ctx: RequestContext): void {
-    const timeline =
-      message.timeline === undefined
-        ? this.#timelines.byName(message.name)
-        : this.#timelines.get(message.timeline as TimelineId)
+  async #timelineList(ctx: RequestContext): Promise<void> {
+    const all = [...[...this.#timelines.all].map(summary), ...[...this.#timelines.broken].map(brokenSummary)]
+    for (let at = 0; ; at += TIMELINES_PER_FRAME) {
+      const more = at + TIMELINES_PER_FRAME < all.length
+      const timelines = all.slice(at, at + TIMELINES_PER_FRAME)
+      ctx.reply({ type: MessageType.TimelineListReply, timelines }, { more })
+      if (!more || ctx.done) return
+      await ctx.drain()
+    }
+  }
+
+  #timelineShow({ timeline: id, name }: TimelineShow, ctx: RequestContext): void {
+    const timeline = id === undefined ? this.#timelines.findByName(name) : this.#timelines.find(id)
+    if (!(timeline instanceof Timeline)) {
+      ctx.reply(brokenStatus(timeline))
+      return
+    }
     const { current } = timeline.manifest
-    const { layers } = current
     ctx.reply({
       type: MessageType.TimelineStatus,
       summary: summary(timeline),
       arenaBytes: timeline.arenaBytes,
-      deltaLayers: layers.filter(layer => layer.kind === 'delta').length,
-      imageLayers: layers.filter(layer => layer.kind === 'image').length,
-      layerBytes: layers.reduce((sum, layer) => sum + layer.bytes, 0),
+      ...layerCounts(current.layers),
       spaces: timeline.catalogue.list(timeline.ingestedLsn).length,
       files: timeline.files.list(timeline.ingestedLsn).length,
       serverVersion: current.serverVersion,
-      lastError: timeline.lastError.slice(0, 1000).toWellFormed(),
+      lastError: shortened(timeline.lastError),
       gaps: timeline.gaps.map(gap => ({ fromLsn: gap.from, toLsn: gap.readableFrom })),
     })
   }
@@ -310,7 +321,7 @@ function pagesPerFrame(timeline: Timeline, ctx: RequestContext): number {
   return Math.max(1, Math.floor(Math.min(REPLY_BYTES, ctx.bulkBytesMax) / innodbPageSize))
 }
 
-export function summary(timeline: Timeline): TimelineSummary {
+function summary(timeline: Timeline): TimelineSummary {
   const { current } = timeline.manifest
   return {
     timeline: timeline.id,
@@ -322,5 +333,48 @@ export function summary(timeline: Timeline): TimelineSummary {
     lastWallTimeUs: timeline.lastWallTimeUs,
     innodbPageSize: current.innodbPageSize,
     state: timeline.state,
+  }
+}
+
+function shortened(error: string): string {
+  return error.slice(0, ERROR_CHARACTERS_MAX).toWellFormed()
+}
+
+/** Of a timeline that could not be opened: what its manifest says, as far as that could be read. Its pages cannot be. */
+function brokenSummary({ id, name, manifest }: BrokenTimeline): TimelineSummary {
+  const durableLsn = manifest?.durableLsn ?? LSN_ZERO
+  return {
+    timeline: id,
+    name,
+    startLsn: manifest?.startLsn ?? LSN_ZERO,
+    readableFromLsn: manifest?.gaps[0]?.readableFrom ?? LSN_MAX,
+    ingestedLsn: durableLsn,
+    durableLsn,
+    lastWallTimeUs: 0,
+    innodbPageSize: manifest?.innodbPageSize ?? INNODB_PAGE_SIZE_DEFAULT,
+    state: 'stopped',
+  }
+}
+
+function brokenStatus(timeline: BrokenTimeline): TimelineStatus {
+  const { manifest, error } = timeline
+  return {
+    type: MessageType.TimelineStatus,
+    summary: brokenSummary(timeline),
+    arenaBytes: 0,
+    ...layerCounts(manifest?.layers ?? []),
+    spaces: 0,
+    files: 0,
+    serverVersion: manifest?.serverVersion ?? '',
+    lastError: shortened(`it could not be opened: ${error.message}`),
+    gaps: [],
+  }
+}
+
+function layerCounts(layers: readonly LayerEntry[]) {
+  return {
+    deltaLayers: layers.filter(layer => layer.kind === 'delta').length,
+    imageLayers: layers.filter(layer => layer.kind === 'image').length,
+    layerBytes: layers.reduce((sum, layer) => sum + layer.bytes, 0),
   }
 }

@@ -1,8 +1,9 @@
 /** The timelines of a page server: found in the store at start, created, looked up, deleted. */
-import type { TimelineId } from '../../protocol/ids.ts'
+import { checkTimelineName, type TimelineId } from '../../protocol/ids.ts'
 import type { TimelineBranch, TimelineRename } from '../../protocol/messages-branch.ts'
 import type { TimelineCreate } from '../../protocol/messages-timeline.ts'
-import { invalidError, type PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import { invalidError, PalimpsestError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import type { ObjectStore } from '../shared/object-store.ts'
 import { Turns } from '../shared/turns.ts'
 import { createBranch } from './branches.ts'
 import { CapturedFiles } from './captured-files.ts'
@@ -13,7 +14,15 @@ import { TimeMap } from './core/time-map.ts'
 import { atMost, forEachAtMost, type PageServerEnvironment } from './environment.ts'
 import { readLayerExtras } from './layer-extras.ts'
 import { LayerSet, missingLayer } from './layer-store.ts'
-import { type LayerEntry, listTimelines, ManifestClaim, ManifestStore, timelineOfKey } from './manifest.ts'
+import {
+  type LayerEntry,
+  listTimelines,
+  type Manifest,
+  ManifestClaim,
+  ManifestStore,
+  timelineKeys,
+  timelineOfKey,
+} from './manifest.ts'
 import { type Ancestor, Timeline } from './timeline.ts'
 import { WalFollower } from './wal-follower.ts'
 
@@ -29,11 +38,20 @@ export interface TimelineHost {
   readonly compactor: Compactor
 }
 
+/** A timeline that could not be opened. */
+export interface BrokenTimeline {
+  readonly id: TimelineId
+  /** As far as that is known: else as it was made, or the id. */
+  readonly name: string
+  readonly manifest: Manifest | undefined
+  readonly error: PalimpsestError
+}
+
 export class Timelines {
   readonly #env: PageServerEnvironment
   readonly #hosts = new Map<TimelineId, TimelineHost>()
   /** Timelines that could not be opened, and why: their requests are told. */
-  readonly #broken = new Map<TimelineId, PalimpsestError>()
+  readonly #broken = new Map<TimelineId, BrokenTimeline>()
   /** The claims of those that could not be opened then, whatever came of them. */
   readonly #claims = new Map<TimelineId, ManifestClaim>()
   #retryStopped = false
@@ -59,7 +77,7 @@ export class Timelines {
         const manifest = await this.#claim(id)
         if (manifest !== undefined) claimed.push(manifest)
       } catch (error) {
-        this.#cannotOpen(id, error)
+        await this.#cannotOpen(id, error)
       }
     })
     // Ancestors before their branches.
@@ -69,7 +87,7 @@ export class Timelines {
         try {
           await this.#takeOver(manifest)
         } catch (error) {
-          this.#cannotOpen(manifest.current.timeline, error)
+          await this.#cannotOpen(manifest.current.timeline, error)
         }
       })
     this.#forgetCopies()
@@ -116,7 +134,9 @@ export class Timelines {
 
   /** Opens those that could not be opened for a reason that passes: the store was out of reach. To be called now and then. */
   async retryBroken(): Promise<void> {
-    const passing = [...this.#broken].filter(([, error]) => error.kind === 'retry').map(([id]) => id)
+    const passing = [...this.#broken.values()]
+      .filter(({ error }) => error.kind === 'retry')
+      .map(({ id }) => id)
     if (passing.length === 0 || this.#retrying) return
     this.#retrying = true
     await this.#changes.run(async () => {
@@ -128,16 +148,18 @@ export class Timelines {
           this.#broken.delete(id)
           this.#env.log.info({ timeline: id }, 'a timeline could be opened after all')
         } catch (error) {
-          this.#cannotOpen(id, error)
+          await this.#cannotOpen(id, error)
         }
     })
     this.#retrying = false
   }
 
-  #cannotOpen(id: TimelineId, error: unknown): void {
-    const known = toPalimpsestError(error, `timeline ${id} could not be opened`)
-    this.#broken.set(id, known)
-    this.#env.log.error({ err: known, timeline: id }, 'a timeline could not be opened')
+  async #cannotOpen(id: TimelineId, thrown: unknown): Promise<void> {
+    const error = toPalimpsestError(thrown, `timeline ${id} could not be opened`)
+    const manifest = this.#claims.get(id)?.found
+    const name = manifest?.name ?? (await nameOf(this.#env.store, id))
+    this.#broken.set(id, { id, name, manifest, error })
+    this.#env.log.error({ err: error, timeline: id, timelineName: name }, 'a timeline could not be opened')
   }
 
   /** The timeline that a branch began as. Throws if that could not be opened. */
@@ -183,6 +205,10 @@ export class Timelines {
   }
 
   /** Timelines that could not be opened. */
+  get broken(): Iterable<BrokenTimeline> {
+    return this.#broken.values()
+  }
+
   get brokenCount(): number {
     return this.#broken.size
   }
@@ -191,20 +217,32 @@ export class Timelines {
     return [...this.#hosts.values()].map(host => host.timeline)
   }
 
-  /** Throws `invalid` if there is none. */
+  /** Throws `invalid` if there is none, or why it could not be opened. */
   get(id: TimelineId): Timeline {
-    const host = this.#hosts.get(id)
-    if (host !== undefined) return host.timeline
-    throw this.#broken.get(id) ?? invalidError(`there is no timeline ${id} on this page server`)
+    const found = this.find(id)
+    if (found instanceof Timeline) return found
+    throw found.error
+  }
+
+  /** The same, also of those that could not be opened. */
+  find(id: TimelineId): Timeline | BrokenTimeline {
+    const found = this.#hosts.get(id)?.timeline ?? this.#broken.get(id)
+    if (found !== undefined) return found
+    throw invalidError(`there is no timeline ${id} on this page server`)
+  }
+
+  findByName(name: string): Timeline | BrokenTimeline {
+    for (const found of this.#known()) if (found.name === name) return found
+    throw invalidError(`there is no timeline named ${name} on this page server`)
+  }
+
+  *#known(): Iterable<Timeline | BrokenTimeline> {
+    yield* this.all
+    yield* this.broken
   }
 
   branchesOf(timeline: Timeline): Timeline[] {
     return [...this.all].filter(other => other.ancestor?.timeline === timeline)
-  }
-
-  byName(name: string): Timeline {
-    for (const { timeline } of this.#hosts.values()) if (timeline.name === name) return timeline
-    throw invalidError(`there is no timeline named ${name} on this page server`)
   }
 
   /** Makes the timeline; the same request again changes nothing. */
@@ -260,7 +298,7 @@ export class Timelines {
   /** A timeline whose creation was given up, although the store had it: its reply was lost. */
   async #leftOver(id: TimelineId): Promise<Timeline | undefined> {
     const broken = this.#broken.get(id)
-    if (broken !== undefined) throw broken
+    if (broken !== undefined) throw broken.error
     const manifest = await this.#claim(id)
     return manifest && this.#takeOver(manifest)
   }
@@ -278,50 +316,52 @@ export class Timelines {
   }
 
   #checkNameFree(name: string): void {
-    for (const timeline of this.all)
-      if (timeline.name === name)
-        throw invalidError(`there is a timeline named ${name} already: ${timeline.id}`)
+    for (const { name: taken, id } of this.#known())
+      if (taken === name) throw invalidError(`there is a timeline named ${name} already: ${id}`)
   }
 
-  /** Throws `invalid` while branches still need its layers. One that failed half-way can be asked for again. */
+  /**
+   * Throws `invalid` while branches still need its layers. One that failed half-way can be asked for again. What could not be
+   * opened can be deleted too, if its manifest can be read.
+   */
   delete(id: TimelineId): Promise<void> {
     return this.#change(async () => {
+      const { name } = this.find(id)
+      await this.#checkNoBranches(id, name)
       const host = this.#hosts.get(id)
-      if (host === undefined) return
-      const branches = this.branchesOf(host.timeline)
-      if (branches.length > 0)
-        throw invalidError(
-          `timeline ${host.timeline.name} has branches (${branches.map(({ name }) => name).join(', ')}): delete these first`,
-        )
-      if (this.#broken.size > 0)
-        throw invalidError(
-          `${[...this.#broken.keys()].join(', ')} could not be opened and may be branches of ${host.timeline.name}, which is therefore not deleted; see the log for what is wrong with them`,
-        )
-      await this.#checkNoOtherBranch(host.timeline)
-      const { timeline } = host
-      // Both may be waiting for the store, which they give up with the timeline.
-      const ended = Promise.all([host.follower.close(), host.compactor.close()])
-      await timeline.close(true)
-      await ended
-      await timeline.stack.readersGone()
-      await timeline.files.close()
-      await timeline.manifest.deleteTimeline()
-      timeline.discard()
-      this.#env.layers.forgetAll(key => timelineOfKey(key) === id)
+      if (host === undefined) await (await this.#claim(id))?.deleteTimeline()
+      else await deleteHosted(host)
       this.#hosts.delete(id)
-      timeline.log.info('timeline deleted')
+      this.#broken.delete(id)
+      this.#claims.delete(id)
+      this.#env.layers.forgetAll(key => timelineOfKey(key) === id)
+      this.#env.log.info({ timeline: id, timelineName: name }, 'timeline deleted')
     })
   }
 
-  /** A branch whose creation was given up here, its reply lost, may be in the store all the same. */
-  async #checkNoOtherBranch({ id, name }: Timeline): Promise<void> {
+  /** The store is asked, too: of a branch whose creation was given up here, its reply lost, this page server does not know. */
+  async #checkNoBranches(id: TimelineId, name: string): Promise<void> {
+    const branches: string[] = []
     for (const other of await listTimelines(this.#env.store)) {
-      if (this.#hosts.has(other)) continue
-      const manifest = await ManifestStore.read(this.#env.store, other)
-      if (manifest?.ancestors.some(ancestor => ancestor.timeline === id))
-        throw invalidError(
-          `timeline ${name} has a branch ${manifest.name} (${other}) that this page server has not opened: ask for its creation again, or restart the page server, then delete it first`,
-        )
+      if (other === id) continue
+      const known = this.#hosts.get(other)?.timeline.manifest.current ?? this.#broken.get(other)?.manifest
+      const manifest = known ?? (await this.#manifestOf(other, name))
+      if (manifest?.ancestors.some(({ timeline }) => timeline === id)) branches.push(manifest.name)
+    }
+    if (branches.length > 0)
+      throw invalidError(`timeline ${name} has branches (${branches.join(', ')}): delete these first`)
+  }
+
+  /** Of one that is not open, and may be a branch of the one that is to be deleted. */
+  async #manifestOf(id: TimelineId, deleted: string): Promise<Manifest | undefined> {
+    try {
+      return await ManifestStore.read(this.#env.store, id)
+    } catch (error) {
+      const { kind, message } = toPalimpsestError(error)
+      throw new PalimpsestError(
+        kind,
+        `timeline ${id} may be a branch of ${deleted}, which is therefore not deleted: ${message}`,
+      )
     }
   }
 
@@ -368,6 +408,26 @@ export class Timelines {
       // One may have come of a change that was under way.
       open = [...this.#hosts.values()].filter(host => !closed.has(host))
     }
+  }
+}
+
+async function deleteHosted({ timeline, follower, compactor }: TimelineHost): Promise<void> {
+  // Both may be waiting for the store, which they give up with the timeline.
+  const ended = Promise.all([follower.close(), compactor.close()])
+  await timeline.close(true)
+  await ended
+  await timeline.stack.readersGone()
+  await timeline.files.close()
+  await timeline.manifest.deleteTimeline()
+  timeline.discard()
+}
+
+/** What the index says, which is as the timeline was made; or else its id. */
+async function nameOf(store: ObjectStore, id: TimelineId): Promise<string> {
+  try {
+    return checkTimelineName((await store.get(timelineKeys.index(id)))?.toString('utf8').trim() ?? id)
+  } catch {
+    return id
   }
 }
 

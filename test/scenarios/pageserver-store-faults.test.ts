@@ -294,3 +294,80 @@ t.test('an import that is given up leaves nothing, here or in the store', async 
   await sessions.abortAll()
   t.same(layers(), before)
 })
+
+t.test('a timeline that cannot be opened is seen, keeps its name, and can be deleted', async t => {
+  const store = new MemoryObjectStore()
+  const rig = await startRig(t, store)
+  const other = '11111111111111111111111111111111' as TimelineId
+  const unreadable = '22222222222222222222222222222222' as TimelineId
+  const create = (timeline: TimelineId, name: string) => {
+    rig.wal.create(timeline, log.begin)
+    const startLsn = log.begin as Lsn
+    const kind = { innodbPageSize: log.pageSize, serverVersion: '' }
+    return rig.connection.request({ type: MessageType.TimelineCreate, timeline, startLsn, name, ...kind })
+  }
+  await create(other, 'other')
+  await create(unreadable, 'unreadable')
+  await rig.stop()
+  for (const key of store.objects.keys()) {
+    if (key.includes(TIMELINE) && key.includes('-catalogue-')) store.objects.delete(key)
+    if (key.includes(`${unreadable}/manifest/`)) store.objects.get(key)!.fill(0x20)
+  }
+  await rig.start()
+  const listed = (await rig.connection.requestAll({ type: MessageType.TimelineList })).flatMap(
+    ({ message }) => message.timelines,
+  )
+  t.same(listed.map(({ name, state }) => `${name} ${state}`).sort(), [
+    'other importing',
+    'unreadable stopped',
+    'zoo stopped',
+  ])
+  const show = (name: string) =>
+    rig.connection.request({ type: MessageType.TimelineShow, timeline: undefined, name })
+  const { summary, lastError } = (await show('zoo')).message
+  t.equal(summary.timeline, TIMELINE)
+  t.match(lastError, /could not be opened: catalogue .*-catalogue-\d+ in memory is missing; restore it/)
+  t.match(
+    (await show('unreadable')).message.lastError,
+    /manifest\/\d{12} in memory: this is no versioned object/,
+  )
+  await t.rejects(create('33333333333333333333333333333333' as TimelineId, 'zoo'), {
+    message: /there is a timeline named zoo already/,
+  })
+  await t.rejects(rig.pages(0, [[0, 0]]), { kind: 'corrupt', message: /is missing/ })
+  const remove = (timeline: TimelineId) =>
+    rig.connection.request({ type: MessageType.TimelineDelete, timeline })
+  await t.rejects(remove(TIMELINE), {
+    message: /timeline 2{32} may be a branch of zoo, which is therefore not deleted: .*no versioned object/,
+  })
+  // Whoever looks after the store puts its manifest right.
+  for (const key of store.objects.keys()) if (key.includes(unreadable)) store.objects.delete(key)
+  await remove(TIMELINE)
+  t.same(
+    [...store.objects.keys()].filter(key => key.includes(TIMELINE) && !key.includes('/manifest/')),
+    [],
+  )
+  await t.rejects(show('zoo'), { message: /there is no timeline/ })
+  await create(TIMELINE, 'zoo')
+})
+
+t.test('an ancestor is not deleted while the store has a branch of which nobody was told', async t => {
+  const store = new MemoryObjectStore()
+  const rig = await startRig(t, store)
+  const branch = '11111111111111111111111111111111' as TimelineId
+  rig.wal.create(branch, log.begin)
+  const request = { timeline: branch, ancestor: TIMELINE, lsn: log.begin as Lsn, name: 'branch' }
+  const make = () => rig.connection.request({ type: MessageType.TimelineBranch, ...request })
+  store.fault = (when, operation, key) => {
+    if (when === 'after' && operation === 'put' && key.includes(`${branch}/manifest/`))
+      throw retryError('lost')
+  }
+  await t.rejects(make(), { message: /lost/ })
+  store.fault = () => {}
+  await t.rejects(rig.connection.request({ type: MessageType.TimelineDelete, timeline: TIMELINE }), {
+    kind: 'invalid',
+    message: /has branches \(branch\)/,
+  })
+  await make()
+  t.same((await rig.compare(goldenReplay('16k'), branch)).differences.slice(0, 5), [])
+})
