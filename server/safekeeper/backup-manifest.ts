@@ -31,6 +31,8 @@ const packSchema = z
     /** Of the redo in it, before compression. */
     rawBytes: z.int().min(0),
     crc: z.int().min(0).max(0xffffffff),
+    /** Whether its table tells which entries are void; those of earlier releases do not. */
+    tellsVoids: z.boolean().default(false),
   })
   .refine(pack => pack.first >= 1 && pack.first <= pack.last, 'impossible range')
 

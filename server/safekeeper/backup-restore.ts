@@ -13,6 +13,7 @@ import { CellState, decodeCommand } from './cell-state.ts'
 import type { LogIndex, NodeId, Term } from './core/types.ts'
 import { CellLog } from './log/cell-log.ts'
 import { EMPTY_CRC, type LogEntry, NO_PAYLOAD } from './log/entry.ts'
+import type { PackEntry } from './log/pack-codec.ts'
 import { packEntries, packSourceOf } from './log/pack-reader.ts'
 import { NodeFiles } from './node-files.ts'
 
@@ -52,7 +53,7 @@ async function loadBase(store: ObjectStore, { base }: BackupManifest): Promise<C
 }
 
 /** The entries of a pack of the backup, each checked. Throws kind corrupt. */
-export async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGenerator<LogEntry> {
+export async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGenerator<PackEntry> {
   const bytes = await store.get(pack.key)
   const where = `${pack.key} in ${store.description}`
   if (bytes === undefined) throw corruptError(`${where} is missing`)
@@ -168,7 +169,8 @@ async function writeLog(
   try {
     for (const [i, pack] of manifest.packs.entries()) {
       let batch: LogEntry[] = []
-      for await (const entry of entriesOf(store, pack)) {
+      // Which are void, the new cell finds for itself.
+      for await (const { isVoid: _, ...entry } of entriesOf(store, pack)) {
         if (entry.index <= manifest.base.index) continue
         batch.push(neutral(entry))
         if (batch.length < APPEND_ENTRIES) continue

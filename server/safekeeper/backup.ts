@@ -213,7 +213,7 @@ export class Backup {
     const manifest = this.#manifest!
     const { index: end, term: prevTerm } = backupEnd(manifest)
     const range = await this.#gather((end + 1) as LogIndex, driver.state.last.index, prevTerm)
-    const { bytes, last, rawBytes } = range
+    const { bytes, last, rawBytes, tellsVoids } = range
     const key = backupKeys.pack(cellId, end + 1, last.index, randomHex(8))
     if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
     await verify(store, key, bytes)
@@ -225,6 +225,7 @@ export class Backup {
       bytes: bytes.length,
       rawBytes,
       crc: crc32c(bytes, 0, bytes.length),
+      tellsVoids,
     }
     await this.#commit({ ...manifest, packs: [...manifest.packs, pack] })
     await this.#note({ store: store.description, done: last.index, intent: null })
@@ -240,7 +241,7 @@ export class Backup {
     first: LogIndex,
     upTo: LogIndex,
     prevTerm: Term,
-  ): Promise<{ bytes: Buffer; last: EntryId; rawBytes: number }> {
+  ): Promise<{ bytes: Buffer; last: EntryId; rawBytes: number; tellsVoids: boolean }> {
     const { log, soon = setImmediate } = this.#options
     const entries = []
     let rawBytes = 0
@@ -261,9 +262,10 @@ export class Backup {
       generation: 0,
     })
     const pieces: Uint8Array[] = []
+    // Whoever restores finds for himself which are void; a node that has lost a pack's table does not.
+    const voids = await log.voids(first, last.index)
     for (const entry of entries) {
-      // A replay finds for itself which are void.
-      builder.add({ ...entry, isVoid: false })
+      builder.add({ ...entry, isVoid: voids?.has(entry.index) ?? false })
       const made = builder.take()
       if (made.length === 0) continue
       pieces.push(...made)
@@ -272,7 +274,7 @@ export class Backup {
     }
     builder.finish()
     pieces.push(...builder.take())
-    return { bytes: Buffer.concat(pieces), last, rawBytes }
+    return { bytes: Buffer.concat(pieces), last, rawBytes, tellsVoids: voids !== undefined }
   }
 
   /** Once nobody needs the redo of whole packs any more, the backup begins later. */

@@ -3,7 +3,7 @@
  * leaves the lead to others. docs/log-format.md, "Repair".
  */
 import type { Connection } from '../../protocol/connection.ts'
-import { type Address, parseAddress } from '../../protocol/dial.ts'
+import { type Address, formatAddress, parseAddress } from '../../protocol/dial.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import type { Clock } from '../shared/seams.ts'
@@ -44,6 +44,8 @@ export interface NodeRepairOptions {
 export class NodeRepair {
   private readonly options: NodeRepairOptions
   private readonly backup: BackupSource | undefined
+  /** By node and address. */
+  private readonly peers = new Map<string, PeerSource>()
   private readonly failing = new Map<NodeId, { readonly firstMs: number; lastMs: number }>()
   /** Small files that were found damaged and written anew, since the start. */
   smallFilesRepaired = 0
@@ -68,10 +70,26 @@ export class NodeRepair {
     for (const id of others) {
       const known = driver.state.nodes.get(id)?.address ?? ''
       const address = configured.get(nameOf(id)) ?? (known === '' ? undefined : parseAddress(known))
-      if (address !== undefined) sources.push(new PeerSource(id, cellId, address, dial))
+      if (address !== undefined) sources.push(this.peer(id, cellId, address, dial))
     }
+    for (const [key, peer] of this.peers)
+      if (!sources.includes(peer)) {
+        this.peers.delete(key)
+        peer.rest()
+      }
     if (this.backup !== undefined) sources.push(this.backup)
     return sources
+  }
+
+  /** The same each time, since it keeps its connection from one question to the next. */
+  private peer(...[id, cellId, address, dial]: ConstructorParameters<typeof PeerSource>): PeerSource {
+    const key = `${id} ${formatAddress(address)}`
+    let peer = this.peers.get(key)
+    if (peer === undefined) {
+      peer = new PeerSource(id, cellId, address, dial)
+      this.peers.set(key, peer)
+    }
+    return peer
   }
 
   private isNeeded({ timeline: id, endLsn, index }: LogEntry): boolean {
@@ -84,7 +102,6 @@ export class NodeRepair {
   /** What is not the log's: looked at after each pass over the log. */
   private async checkSmallFiles(): Promise<void> {
     const { log, files, snapshots, driver, logger } = this.options
-    this.backup?.forget()
     const isVoteBad = await files.checkVote().catch(error => {
       // Its sync failed: what is on disk is unknown.
       driver.fail(error as Error)

@@ -17,6 +17,7 @@ import { entriesOf } from './backup-restore.ts'
 import type { LogIndex } from './core/types.ts'
 import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
+import type { PackEntry } from './log/pack-codec.ts'
 import type { EntrySource, Fetched } from './log/repair.ts'
 import { logEntries } from './peer-entries.ts'
 
@@ -24,12 +25,13 @@ const FETCH_MS = 10_000
 /** Of one answer, whose head lists them all. */
 const FETCH_ENTRIES_MAX = 2048
 
-/** Another member, asked over a connection of its own. */
+/** Another member, asked over a connection of its own, which is kept until it rests. */
 export class PeerSource implements EntrySource {
   readonly name: string
   private readonly cellId: string
   private readonly address: Address
   private readonly dial: (address: Address) => Promise<Connection>
+  private connection: Promise<Connection> | undefined
 
   constructor(
     name: string,
@@ -44,16 +46,34 @@ export class PeerSource implements EntrySource {
   }
 
   async fetch(first: LogIndex, last: LogIndex, bytesMax: number): Promise<Fetched> {
-    const connection = await this.dial(this.address)
-    try {
-      const { message, bulk } = await connection.request(
-        { type: MessageType.PeerFetch, cellId: this.cellId, first, last, bytesMax },
-        { deadlineMs: FETCH_MS },
-      )
-      return fetchedOf(message, first, Buffer.from(bulk))
-    } finally {
-      connection.close()
+    const connection = await this.connect()
+    const { message, bulk } = await connection.request(
+      { type: MessageType.PeerFetch, cellId: this.cellId, first, last, bytesMax },
+      { deadlineMs: FETCH_MS },
+    )
+    return fetchedOf(message, first, Buffer.from(bulk))
+  }
+
+  private connect(): Promise<Connection> {
+    if (this.connection !== undefined) return this.connection
+    const fresh = this.dial(this.address)
+    this.connection = fresh
+    const forget = () => {
+      if (this.connection === fresh) this.connection = undefined
     }
+    fresh.then(({ closed }) => {
+      if (closed.aborted) forget()
+      else closed.addEventListener('abort', forget)
+    }, forget)
+    return fresh
+  }
+
+  rest(): void {
+    this.connection?.then(
+      connection => connection.close(),
+      () => {},
+    )
+    this.connection = undefined
   }
 }
 
@@ -92,13 +112,13 @@ export async function answerFetch(
   return { reply: { type: MessageType.PeerFetched, beginIndex, appliedIndex, entries }, payloads }
 }
 
-/** The cell's backup. It does not know which entries are void: `replay` finds that out. */
+/** The cell's backup. Which entries are void its packs tell, but for those that earlier releases have made. */
 export class BackupSource implements EntrySource {
   readonly name: string
   private readonly store: ObjectStore
   private readonly cellId: string
   /** The pack that was read last: what follows is mostly in it too. */
-  private held: { readonly key: string; readonly entries: LogEntry[] } | undefined
+  private held: { readonly key: string; readonly entries: PackEntry[] } | undefined
 
   constructor(store: ObjectStore, cellId: string) {
     this.name = `the backup in ${store.description}`
@@ -110,26 +130,27 @@ export class BackupSource implements EntrySource {
     const manifest = await new BackupManifestObject(this.store, this.cellId).load()
     const pack = manifest?.packs.find(other => other.first <= first && other.last >= first)
     const entries: LogEntry[] = []
+    const voids = new Set<number>()
     let bytes = 0
-    for (const entry of pack === undefined ? [] : await this.entries(pack)) {
+    for (const { isVoid, ...entry } of pack === undefined ? [] : await this.entries(pack)) {
       if (entry.index < first) continue
       bytes += entry.payload.length
       if (entry.index > last || (entries.length > 0 && bytes > bytesMax)) break
       entries.push(entry)
+      if (isVoid) voids.add(entry.index)
     }
-    return { entries, isVoid: () => undefined }
+    return { entries, isVoid: index => (pack?.tellsVoids ? voids.has(index) : undefined) }
   }
 
-  private async entries(pack: BackupPack): Promise<LogEntry[]> {
+  private async entries(pack: BackupPack): Promise<PackEntry[]> {
     if (this.held?.key === pack.key) return this.held.entries
-    const entries: LogEntry[] = []
+    const entries: PackEntry[] = []
     for await (const entry of entriesOf(this.store, pack)) entries.push(entry)
     this.held = { key: pack.key, entries }
     return entries
   }
 
-  /** Gives up what it keeps in memory. */
-  forget(): void {
+  rest(): void {
     this.held = undefined
   }
 }

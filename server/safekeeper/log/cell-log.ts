@@ -372,6 +372,19 @@ export class CellLog {
     return entries.filter(entry => this.#terms.termAt(entry.index) === entry.term)
   }
 
+  /** Of applied entries [first, last], those that are void, and perhaps others; undefined: a file that knows cannot be read at present. */
+  async voids(first: number, last: number): Promise<ReadonlySet<number> | undefined> {
+    // What is packed from here on leaves this list.
+    const voids = new Set(this.#voids)
+    const packs = this.#files.packs.filter(pack => pack.lastIndex >= first && pack.firstIndex <= last)
+    for (const pack of packs) {
+      const found = await pack.voids().catch(() => undefined)
+      if (found === undefined || pack.retired) return undefined
+      for (const index of found) voids.add(index)
+    }
+    return voids
+  }
+
   /** Has damage repaired with what these others have; whom to ask first first. `isNeeded`: whether anybody wants this redo. */
   repairFrom(sources: () => readonly EntrySource[], isNeeded: (entry: LogEntry) => boolean): void {
     this.#repair.sources = sources

@@ -171,7 +171,7 @@ export class LogRepair {
   async fetch(unit: LogUnit, first: number, last: number, bytesMax: number): Promise<LogEntry[]> {
     this.#fetching++
     try {
-      return (await this.#fetch(unit, first, last, bytesMax, false)).entries
+      return (await this.#fetch(unit, first, last, bytesMax, 'unasked')).entries
     } finally {
       this.#fetching--
       this.#rest()
@@ -183,7 +183,8 @@ export class LogRepair {
     first: number,
     last: number,
     bytesMax: number,
-    wantsVoids: boolean,
+    /** Void entries, as far as this disk knows them; 'asked': it does not, and they must be known. */
+    voids: ReadonlySet<number> | 'asked' | 'unasked',
   ): Promise<{ entries: LogEntry[]; isVoid: (index: number) => boolean }> {
     const said: string[] = []
     let mayComeBack = false
@@ -197,8 +198,15 @@ export class LogRepair {
         // What goes beyond what was asked for, nobody waits for.
         for (const entry of entries.slice(0, last - first + 1)) {
           const fault =
-            this.#faultOf(entry, first + good.length, facts) ??
-            (wantsVoids && isVoid(entry.index) === undefined ? 'it does not know which are void' : undefined)
+            this.#faultOf(
+              entry,
+              first + good.length,
+              facts,
+              typeof voids === 'object' && voids.has(entry.index),
+            ) ??
+            (voids === 'asked' && isVoid(entry.index) === undefined
+              ? 'it does not know which are void'
+              : undefined)
           if (fault !== undefined) {
             why = fault
             break
@@ -217,7 +225,12 @@ export class LogRepair {
   }
 
   /** Why this is not the entry that was lost, or not of use; undefined: it is. */
-  #faultOf(entry: LogEntry, index: number, facts: ReadonlyMap<number, EntryFacts>): string | undefined {
+  #faultOf(
+    entry: LogEntry,
+    index: number,
+    facts: ReadonlyMap<number, EntryFacts>,
+    isVoid: boolean,
+  ): string | undefined {
     const { payload } = entry
     const term = this.#options.termAt(index)
     if (entry.index !== index || entry.term !== term)
@@ -228,7 +241,7 @@ export class LogRepair {
     if (difference !== undefined)
       return `its entry ${index} is not the one that was lost: ${difference} is ${entry[difference]} instead of ${known![difference]}`
     if (entry.dropped)
-      return this.isNeeded(entry) ? `it has dropped entry ${index}, which is needed` : undefined
+      return !isVoid && this.isNeeded(entry) ? `it has dropped entry ${index}, which is needed` : undefined
     return crc32c(payload, 0, payload.length) === entry.payloadCrc
       ? undefined
       : `its entry ${index} has a wrong payload CRC-32C`
@@ -371,25 +384,19 @@ export class LogRepair {
 
   async *#entriesOf(unit: LogUnit, bad: readonly IndexRange[]): AsyncGenerator<PackEntry[]> {
     // Of a segment it is known here which are void; of a pack its table tells.
-    const known =
+    const voids =
       unit instanceof PackFile ? await unit.voids().catch(() => undefined) : new Set(this.#options.voids())
     let next: number = unit.firstIndex
     for (const range of [...bad, { first: unit.lastIndex + 1, last: unit.lastIndex }]) {
       while (next < range.first) {
-        const entries = await readWithVoids(unit, next, range.first - 1, READ_BYTES, known ?? NO_VOIDS)
+        const entries = await readWithVoids(unit, next, range.first - 1, READ_BYTES, voids ?? NO_VOIDS)
         yield entries
         next += entries.length
       }
       while (next <= range.last) {
         this.#goOn()
-        const { entries, isVoid } = await this.#fetch(
-          unit,
-          next,
-          range.last,
-          FETCH_BYTES,
-          known === undefined,
-        )
-        yield entries.map(entry => ({ ...entry, isVoid: known?.has(entry.index) ?? isVoid(entry.index) }))
+        const { entries, isVoid } = await this.#fetch(unit, next, range.last, FETCH_BYTES, voids ?? 'asked')
+        yield entries.map(entry => ({ ...entry, isVoid: voids?.has(entry.index) ?? isVoid(entry.index) }))
         next += entries.length
       }
     }

@@ -383,6 +383,49 @@ t.test('what attempts have left behind is removed, and nothing else', async t =>
   await verifyBackup(store, cellId)
 })
 
+t.test('a pack whose table is lost is repaired from the backup: void entries stay void', async t => {
+  const store = new MemoryObjectStore()
+  const disk = new MemoryDisk()
+  let node = await boot(disk, store)
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(2000)
+  const old = writer.epoch
+  await writer.open()
+  // What a leader that did not look would have written: redo of an older epoch, where the log goes on.
+  const payload = Buffer.alloc(777, 0xee)
+  const draft = { kind: 'redo', timeline: IDS[0]!, epoch: old, beginLsn: lsn(writer.at) } as const
+  const applied = await partsOf(node).driver.propose({
+    ...draft,
+    endLsn: lsn(writer.at + 777),
+    wallTimeUs: 1,
+    payload,
+    payloadCrc: crc32c(payload, 0, 777),
+  })
+  t.equal(applied.void, true)
+  for (let i = 0; i < 60; i++) await writer.append(3000)
+  await backedUp(node)
+  for (let i = 0; i < 1000 && partsOf(node).log.stats().packs === 0; i++) await clock.sleep(100)
+  await close(node)
+  const paths = disk.paths().filter(path => path.endsWith('.pack'))
+  t.ok(paths.length > 0)
+  const bytes = disk.content(paths[0]!)
+  node = await boot(disk, store)
+  // In the table, which lies before summary and footer.
+  const table = Number(bytes.readBigUInt64LE(bytes.length - 64 + 8))
+  bytes[table + 10]! ^= 4
+  for (let i = 0; i < 1000 && partsOf(node).log.stats().damagesRepaired === 0; i++) {
+    await readAll(node, IDS[0]!, START).catch(() => {})
+    await clock.sleep(50)
+  }
+  t.match(partsOf(node).log.stats(), { damagedFiles: 0, damagesRepaired: 1, damageProblem: '' })
+  const all = await readAll(node, IDS[0]!, START)
+  t.ok(all.equals(chunk(START, writer.at - START)), `${all.length} bytes, none of them void`)
+  await close(node)
+  node = await boot(disk, store)
+  t.teardown(() => close(node))
+  t.ok((await readAll(node, IDS[0]!, START)).equals(all), 'after a start too')
+})
+
 t.test('a cell in which nothing happens becomes quiet', async t => {
   const store = new MemoryObjectStore()
   const disk = new MemoryDisk()

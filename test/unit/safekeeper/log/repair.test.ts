@@ -455,6 +455,31 @@ t.test('another one with the same index and term is not taken where this disk kn
   await other.log.close()
 })
 
+t.test('a void entry that the others have dropped is lacked by nobody', async t => {
+  const entries = someEntries()
+  const isVoid = (index: number) => index === 25
+  const other = await filled(entries, undefined, isVoid)
+  const rig = await reopened(await filled(entries, undefined, isVoid), 160)
+  const peer = source('b', other.log)
+  const fetch = peer.fetch.bind(peer)
+  peer.fetch = async (first, last, bytesMax) => {
+    const { entries, isVoid } = await fetch(first, last, bytesMax)
+    const drop = (entry: Made): Made => ({ ...entry, payload: Buffer.alloc(0), dropped: true })
+    return { entries: entries.map(entry => (entry.index === 25 ? drop(entry) : entry)), isVoid }
+  }
+  rig.log.repairFrom(
+    () => [peer],
+    () => true,
+  )
+  rig.disk.content(files(rig.disk, /\.pack$/)[0]!)[200]! ^= 4
+  await readTimeline(rig.log, 100).catch(() => {})
+  await settled(rig.log)
+  t.match(rig.log.stats(), { damagedFiles: 0, damageProblem: '' })
+  t.equal(await readTimeline(rig.log, 100), await readTimeline(other.log, 100))
+  await rig.log.close()
+  await other.log.close()
+})
+
 t.test('whoever was asked rests when the repair is over', async t => {
   const entries = someEntries()
   const other = await filled(entries, undefined)
