@@ -21,6 +21,8 @@ import type { Timeline } from './timeline.ts'
 const SPOOL_BYTES = 64 << 20
 /** Spools that wait for a worker; beyond that the sender waits. */
 const SPOOLS_IN_WORK_MAX = 2
+/** Imports of one timeline that may be under way: its agent has one or two. */
+const SESSIONS_MAX = 32
 /** A partial import may end before the log's gap has arrived here; it is waited for so long. */
 const GAP_WAIT_MS = 20_000
 /** Level of image layers that come from an import; those of a compaction have a higher one. */
@@ -38,7 +40,7 @@ export class ImportSession {
   readonly timeline: Timeline
   readonly startLsn: Lsn
   readonly kind: ImportKind
-  /** Whose import it is: those of others do not go on once somebody new has begun one. */
+  /** Whose import it is. Gaps that others were to mend are no concern of theirs any more once somebody new has begun one. */
   readonly owner: unknown
   /** The gaps, by where they begin, that its end closes; undefined: all up to its LSN. */
   claims: ReadonlySet<number> | undefined
@@ -251,7 +253,7 @@ export class ImportSessions {
    * mend yet, and this one does. Otherwise it is about the content of single tablespaces (IMPORT TABLESPACE), maybe beside
    * one that mends a gap: then nothing after its LSN can be read before it has ended, either, and it opens a gap of its own.
    * That is durable when this returns, whatever becomes of the importer.
-   * @param owner a new one takes the place of all others: a timeline has one writer
+   * @param owner a new one takes over the gaps that all others were to mend: a timeline has one writer
    * @param branches where branches of the timeline begin
    */
   async begin(
@@ -271,6 +273,7 @@ export class ImportSessions {
       throw retryError(
         `an import as of LSN ${startLsn} would change the past of a branch of ${timeline.name} that began at LSN ${newest}; try again when the server's checkpoint has passed that`,
       )
+    await this.#makeRoom(timeline)
     // Ids are not to be confused with those of the process before.
     const id = ((this.#nextId++ << 16) | (Math.floor(timeline.env.nowMs()) & 0xffff)) >>> 0
     const session = new ImportSession(id, timeline, startLsn, kind, owner)
@@ -284,6 +287,16 @@ export class ImportSessions {
         throw error
       }
     return session
+  }
+
+  /** Importers that come and go leave spools and layers: of too many, the one that nobody has used for longest is given up. */
+  async #makeRoom(timeline: Timeline): Promise<void> {
+    const others = [...this.#sessions.values()].filter(session => session.timeline === timeline)
+    if (others.length < SESSIONS_MAX) return
+    const [oldest] = others.sort((a, b) => a.lastUsedMs - b.lastUsedMs)
+    this.#sessions.delete(oldest!.id)
+    timeline.log.warn({ session: oldest!.id }, 'an import was given up for others: too many are under way')
+    await oldest!.abort()
   }
 
   async #claimGaps(session: ImportSession): Promise<void> {

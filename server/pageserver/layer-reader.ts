@@ -10,7 +10,7 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 import { crc32c } from '../../protocol/crc32c.ts'
 import type { Lsn, PageId } from '../../protocol/ids.ts'
-import { retryError } from '../shared/errors.ts'
+import { corruptError, retryError } from '../shared/errors.ts'
 import { zstdDecompress } from '../shared/zstd.ts'
 import type { BlockCache } from './block-cache.ts'
 import { type CatalogueEvent, decodeCatalogueEvents } from './catalogue-codec.ts'
@@ -75,6 +75,12 @@ export class LayerReader {
     try {
       fd = openSync(path, 'r')
     } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT')
+        throw corruptError(
+          `layer file ${path} is missing: restore it from a copy of the object store, unless another page server has opened the store and replaced it`,
+          undefined,
+          error,
+        )
       throw retryError(`layer file ${path} cannot be opened: ${(error as Error).message}`, error)
     }
     try {

@@ -1,5 +1,5 @@
 /** A page server whose store is no directory: layers come from S3, local files are copies that may vanish. */
-import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
@@ -86,6 +86,12 @@ t.test(
     await rig.start()
     t.same((await rig.compare(replay)).differences, [])
     t.ok(service.requests.some(request => /^GET .*layers/.test(request)))
+    await rig.stop()
+
+    // Removed by somebody while it runs, and before anything was read.
+    await rig.start()
+    for (const path of copies(rig)) rmSync(path)
+    t.same((await rig.compare(replay)).differences, [])
     await rig.stop()
 
     // Cut short by a crash of the file system, say.

@@ -1,7 +1,7 @@
 import t from 'tap'
 import type { Lsn } from '../../../protocol/ids.ts'
 import type { Gap } from '../../../server/pageserver/core/gaps.ts'
-import { ImportSessions } from '../../../server/pageserver/import-session.ts'
+import { type ImportSession, ImportSessions } from '../../../server/pageserver/import-session.ts'
 import type { Timeline } from '../../../server/pageserver/timeline.ts'
 
 const lsn = (n: number) => n as Lsn
@@ -47,4 +47,16 @@ t.test('an import that could not begin keeps no gap from the next one', async t 
   timeline.failing = false
   t.ok((await begin()).mends(300), 'it mends what the first one was to mend')
   t.equal(timeline.manifest.current.gaps.length, 2, 'and opens none of its own')
+})
+
+t.test('of too many imports the one that nobody has used for longest is given up', async t => {
+  const sessions = new ImportSessions()
+  const fake = fakeTimeline()
+  let now = 0
+  fake.env.nowMs = () => now
+  const timeline = { ...fake, log: { warn: () => {} } } as unknown as Timeline
+  const begun: ImportSession[] = []
+  for (; now < 40; now++) begun.push(await sessions.begin(timeline, lsn(400), 'partial', {}))
+  t.throws(() => sessions.get(begun[7]!.id), { kind: 'invalid', message: /begin the import again/ })
+  for (const { id } of begun.slice(8)) t.ok(sessions.get(id))
 })

@@ -35,6 +35,14 @@ t.test('a reader that gives way to others can be used to the end of the task', a
   t.not(files.open(path), first, 'the next task opens the file anew')
 })
 
+t.test('a file that is not there is missing, which does not pass by itself', async t => {
+  const path = join(t.testdir(), 'layer')
+  t.throws(() => new LayerFiles(1 << 20).open(path), {
+    kind: 'corrupt',
+    message: `layer file ${path} is missing: restore it from a copy of the object store, unless another page server has opened the store and replaced it`,
+  })
+})
+
 t.test('a file that has another layer in it is not read as if it were this one', async t => {
   const path = join(t.testdir(), 'layer')
   const writer = new DeltaLayerWriter(path, {
