@@ -54,7 +54,7 @@ export interface DriverEvents {
   /** After each entry, in order. `result` tells whether it was void. */
   onApplied(entry: LogEntry, result: Applied): void
   onRole(role: Role, term: Term, leader: NodeId | undefined): void
-  /** The newest in the log (`committed` false), or committed. */
+  /** The newest in the log, and whether it is committed. */
   onMembership(membership: Membership, committed: boolean): void
   /** The state is another one: a snapshot was installed. */
   onInstalled(): void

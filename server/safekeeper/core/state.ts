@@ -205,7 +205,9 @@ export function cutLog(state: CoreState, after: LogIndex): void {
     state.memberships.pop()
     reverted = true
   }
-  if (reverted) state.effects.push({ type: 'membership', membership: membershipOf(state), committed: false })
+  if (!reverted) return
+  const committed = membershipIndex(state) <= state.membershipApplied
+  state.effects.push({ type: 'membership', membership: membershipOf(state), committed })
 }
 
 /** Commit or flush went on: tells the driver what may be applied, and ends a recovery. */
@@ -227,6 +229,9 @@ export function tellMembershipApplied(state: CoreState): void {
   const first = state.memberships[0]!
   if (first.index > state.applied || first.index <= state.membershipApplied) return
   state.membershipApplied = first.index
+  // The newest in the log counts, committed or not. A node that catches up commits older ones on its way; if it went by those, it
+  // would turn from the very leader that sends it the rest.
+  if (state.memberships.length > 1) return
   state.effects.push({ type: 'membership', membership: first.membership, committed: true })
 }
 

@@ -12,7 +12,6 @@ t.test('what a node had on disk', async t => {
   const rig = new CoreRig({ base: entry(5, 1), applied: at(7), runs: [run(2, 5)], term: 2, memberships })
   t.match(rig.core, { commit: 7, applied: 7, flushed: 10, term: 2 })
   t.match(rig.effects, [
-    { type: 'membership', membership: voters('a', 'b', 'c'), committed: true },
     { type: 'membership', membership: joint, committed: false },
     { type: 'role', role: 'follower', term: 2, leader: undefined },
   ])

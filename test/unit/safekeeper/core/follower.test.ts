@@ -154,7 +154,7 @@ t.test('memberships count from the log, and go with what is cut', async t => {
   rig.append('b', 4, entry(8, 3), [run(4, 2)], { memberships: [{ index: at(10), membership: joint }] })
   t.same(rig.take('membership'), [], 'the same again is no news')
   rig.append('c', 5, entry(9, 4), [run(5, 1)])
-  t.match(rig.take('membership'), [{ membership: voters('a', 'b', 'c'), committed: false }])
+  t.match(rig.take('membership'), [{ membership: voters('a', 'b', 'c'), committed: true }])
   rig.append('c', 5, entry(10, 5), [run(5, 1)], {
     commit: 11,
     memberships: [{ index: at(11), membership: joint }],
@@ -164,6 +164,24 @@ t.test('memberships count from the log, and go with what is cut', async t => {
     { membership: joint, committed: true },
   ])
 })
+
+t.test(
+  'a node that catches up goes by the newest membership, not by those that are committed on the way',
+  async t => {
+    const memberships = [
+      { index: at(5), membership: voters('a', 'b', 'c') },
+      { index: at(7), membership: voters('a', 'c', 'd') },
+      { index: at(9), membership: voters('a', 'd', 'e') },
+    ]
+    const rig = new CoreRig({ base: entry(5, 1), applied: at(5), runs: [run(2, 5)], term: 2, memberships })
+    t.match(rig.take('membership'), [{ membership: voters('a', 'd', 'e'), committed: false }])
+    rig.append('e', 3, entry(10, 2), [], { commit: 7 })
+    t.equal(rig.core.applied, 7)
+    t.same(rig.take('membership'), [], 'e leads, and is in no older one')
+    rig.append('e', 3, entry(10, 2), [], { commit: 9 })
+    t.match(rig.take('membership'), [{ membership: voters('a', 'd', 'e'), committed: true }])
+  },
+)
 
 t.test('a full disk', async t => {
   const rig = new CoreRig(someLog)
