@@ -92,5 +92,6 @@ export const MessageType = {
   TransferLeadership: 0x0506,
   FileVersions: 0x030c,
   FileVersion: 0x030d,
+  FileEpoch: 0x030e,
 } as const
 export type MessageType = (typeof MessageType)[keyof typeof MessageType]

@@ -1,6 +1,6 @@
 /** Messages that bring a datadir into a page server: tablespaces and pages of an import, and files that are not InnoDB's. */
 import { type Codec, checkRelativePath, orEmpty, PATH_BYTES_MAX } from './codec.ts'
-import type { Lsn, TimelineId } from './ids.ts'
+import type { Lsn, TimelineId, WriterEpoch } from './ids.ts'
 import { MessageType } from './message-types.ts'
 import { PAGE_BYTES_MAX, SPACE_NAME_BYTES_MAX } from './messages-page.ts'
 
@@ -428,5 +428,30 @@ export const FileVersionCodec: Codec<FileVersion> = {
     mtimeMs: r.u64('mtimeMs'),
     mode: r.u32('mode'),
     path: r.checked('path', orEmpty(checkRelativePath)),
+  }),
+}
+
+/**
+ * Whose files these are: `timeline | u64 epoch`. From here on this connection's FilePut and FileDelete are those of the
+ * timeline's writer of this epoch. → Ok, or fenced if the server has heard of a later one; then so are they.
+ */
+export interface FileEpoch {
+  readonly type: typeof MessageType.FileEpoch
+  readonly timeline: TimelineId
+  readonly epoch: WriterEpoch
+}
+
+export const FileEpochCodec: Codec<FileEpoch> = {
+  type: MessageType.FileEpoch,
+  name: 'FileEpoch',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+    w.u64(m.epoch)
+  },
+  decode: r => ({
+    type: MessageType.FileEpoch,
+    timeline: r.timeline(),
+    epoch: r.u64('epoch') as WriterEpoch,
   }),
 }

@@ -80,6 +80,7 @@ export interface Replies {
   MemberReplace: [cell.MemberReplace, common.Ok]
   TransferLeadership: [cell.TransferLeadership, common.Ok]
   FileVersions: [imports.FileVersions, imports.FileVersion]
+  FileEpoch: [imports.FileEpoch, common.Ok]
 }
 
 export type Request = Replies[keyof Replies][0]
@@ -178,6 +179,7 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   cell.MemberReplaceCodec,
   cell.TransferLeadershipCodec,
   imports.FileVersionsCodec,
+  imports.FileEpochCodec,
   imports.FileVersionCodec,
 ]
 

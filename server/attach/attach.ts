@@ -31,6 +31,7 @@ import { checkNewestPages, checkServerIdentity, checkSomePages, isReadableAt } f
 import { SideImports } from './side-imports.ts'
 import { SpaceTracker } from './space-tracker.ts'
 import {
+  claimFiles,
   createTimeline,
   fileSink,
   findTimeline,
@@ -296,6 +297,7 @@ class Session {
           `the safekeepers do not take redo at present (${reason}); going on as soon as they do`,
         ),
       )
+      await claimFiles(servers.pageServer, timeline, writer.epoch)
       const tail = await RingTail.open(path, { fromLsn: writer.endLsn, cold: !live })
       return new Session(options, totals, servers, timeline, status, writer, tail, scan)
     } catch (error) {

@@ -9,7 +9,7 @@ import { type Address, dial } from '../../protocol/dial.ts'
 import { type Lsn, type TimelineId, toTimelineId, type WriterEpoch } from '../../protocol/ids.ts'
 import { MessageType, Role, type TimelineStatus } from '../../protocol/messages.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
-import { fencedError, invalidError } from '../shared/errors.ts'
+import { fencedError, invalidError, PalimpsestError } from '../shared/errors.ts'
 import { silentLog } from '../shared/log.ts'
 import { WalWriter } from '../shared/log-client.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
@@ -145,6 +145,23 @@ export function openWriter(
     signal: options.signal,
     onHeldUp,
   })
+}
+
+/**
+ * Has the page server refuse the files of writers before this one, as the safekeepers refuse their redo.
+ * @throws PalimpsestError `fenced` if there is a later one
+ */
+export async function claimFiles(
+  pageServer: Connection,
+  timeline: TimelineId,
+  epoch: WriterEpoch,
+): Promise<void> {
+  try {
+    await pageServer.request({ type: MessageType.FileEpoch, timeline, epoch })
+  } catch (error) {
+    // A page server of before this message refuses it, and takes files of everybody.
+    if (!(error instanceof PalimpsestError) || error.kind !== 'invalid') throw error
+  }
 }
 
 /** Where captured files go: to the page server. */

@@ -97,6 +97,7 @@ const RULES: RuleTable = {
   [MessageType.ImportEnd]: inSession,
   [MessageType.FilePut]: about('write'),
   [MessageType.FileDelete]: about('write'),
+  [MessageType.FileEpoch]: about('write'),
   [MessageType.FileList]: about('read'),
   [MessageType.FileGet]: about('read'),
   [MessageType.FileVersions]: about('read'),

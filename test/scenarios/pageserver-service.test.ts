@@ -2,8 +2,10 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import { FSP_SIZE, read4 } from '../../parser/page-format.ts'
+import { Connection } from '../../protocol/connection.ts'
+import { parseAddress } from '../../protocol/dial.ts'
 import type { PalimpsestError } from '../../protocol/errors.ts'
-import type { Lsn } from '../../protocol/ids.ts'
+import { type Lsn, toWriterEpoch } from '../../protocol/ids.ts'
 import {
   type FileDelete,
   type FileList,
@@ -178,6 +180,45 @@ t.test('tablespaces and files', async t => {
     [await list(log.begin), await list(log.begin + 1000), await list(log.end), await list(0)],
     [[3], [5], [], []],
   )
+})
+
+t.test("a writer that was replaced cannot leave a file behind: the new one's epoch counts", async t => {
+  const other = await Connection.connect(parseAddress(rig.connection.address))
+  t.teardown(() => other.close())
+  const put = (lsn: number): FilePut => ({
+    type: MessageType.FilePut,
+    timeline: TIMELINE,
+    lsn: lsn as Lsn,
+    mtimeMs: 1,
+    offset: 0,
+    totalBytes: 3,
+    mode: 0o660,
+    path: 'zoo/b.frm',
+  })
+  const bulk = Buffer.from('new')
+  const claim = (epoch: number) =>
+    ({ type: MessageType.FileEpoch, timeline: TIMELINE, epoch: toWriterEpoch(epoch) }) as const
+  const remove: FileDelete = {
+    type: MessageType.FileDelete,
+    timeline: TIMELINE,
+    lsn: log.end as Lsn,
+    path: 'zoo/b.frm',
+  }
+  await other.request(put(log.begin), { bulk: Buffer.from('old') })
+  await other.request(claim(4))
+  await rig.connection.request(claim(5))
+  await rig.connection.request(put(log.begin + 1000), { bulk })
+  const fenced = { kind: 'fenced', message: /has a newer writer, of epoch 5: files of epoch 4 are not taken/ }
+  await t.rejects(other.request(put(log.begin + 500), { bulk }), fenced)
+  await t.rejects(other.request(remove), fenced)
+  await t.rejects(other.request(claim(4)), fenced)
+  const nameless = await Connection.connect(parseAddress(rig.connection.address))
+  t.teardown(() => nameless.close())
+  await t.rejects(nameless.request(put(log.begin), { bulk }), { kind: 'fenced', message: /names no epoch/ })
+  const list: FileList = { type: MessageType.FileList, timeline: TIMELINE, lsn: log.end as Lsn }
+  const [reply] = await nameless.requestAll(list)
+  t.match(reply!.message.files, [{ path: 'zoo/b.frm', lsn: log.begin + 1000 }], 'reading is for everybody')
+  await rig.connection.request(remove)
 })
 
 t.test('a deleted timeline is gone, memory and all', async t => {

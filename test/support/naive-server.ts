@@ -220,6 +220,7 @@ export class NaiveServer {
           this.#get(message.timeline).putPiece(message, bulk)
           ctx.reply({ type: MessageType.Ok })
         },
+        [MessageType.FileEpoch]: (_request, ctx) => ctx.reply({ type: MessageType.Ok }),
         [MessageType.FileDelete]: ({ message }, ctx) => {
           this.#get(message.timeline).addFile(message.path, {
             lsn: message.lsn,

@@ -380,6 +380,7 @@ export const SAMPLES: readonly Sample[] = [
       path: 'test/t1.frm',
     },
   },
+  { name: 'FileEpoch', message: { type: M.FileEpoch, timeline, epoch } },
   {
     name: 'Redirect',
     flags: reply | FrameFlag.ERROR,

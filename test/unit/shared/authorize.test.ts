@@ -85,6 +85,7 @@ t.test('what each scope allows', async t => {
   const write = [
     'Checkpoint',
     'FileDelete',
+    'FileEpoch',
     'FilePut',
     'ImportBegin',
     'TimelineBranch',
