@@ -121,7 +121,7 @@ export class CellNode {
     this.files = files
     this.node = node
     this.metrics = new NodeMetrics(this, options.metrics)
-    this.forwarder = new Forwarder(address => this.dial(address, 'redirect'))
+    this.forwarder = new Forwarder(address => this.dial(address, 'redirect'), options.clock)
   }
 
   /** Reads the folder (or makes it what it must be), and goes on from there. Resolves before the node is in a cell. */
