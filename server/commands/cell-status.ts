@@ -53,7 +53,7 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
     const left = voters.length - voters.filter(voter => down.includes(nameOf(voter.nodeId))).length
     const what =
       left < quorum
-        ? 'no quorum is left'
+        ? 'no quorum is left. Bring one back with its disk; if the disks are lost, see "palimpsest backup restore"'
         : left === quorum
           ? 'not one more may be lost'
           : `${left - quorum} more may be lost`
