@@ -14,7 +14,7 @@ import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
 import type { EntrySource } from './log/repair.ts'
 import type { Members } from './members.ts'
-import { type NodeFiles, nameOf } from './node-files.ts'
+import type { NodeFiles } from './node-files.ts'
 import { BackupSource, PeerSource } from './repair-sources.ts'
 import type { Snapshots } from './snapshots.ts'
 
@@ -32,7 +32,7 @@ export interface NodeRepairOptions {
   readonly snapshots: Snapshots
   readonly files: NodeFiles
   readonly store: ObjectStore | undefined
-  readonly configured: ReadonlyMap<string, Address>
+  readonly addressOf: (node: NodeId) => string
   readonly clock: Clock
   readonly logger: Log
   readonly dial: (address: Address) => Promise<Connection>
@@ -63,14 +63,13 @@ export class NodeRepair {
 
   /** Members that are connected first, the backup last. */
   private sources(): EntrySource[] {
-    const { self, cellId, driver, members, configured, dial, isConnected } = this.options
+    const { self, cellId, members, addressOf, dial, isConnected } = this.options
     const sources: EntrySource[] = []
     const others = [...members.all].filter(id => id !== self)
     others.sort((a, b) => Number(isConnected(b)) - Number(isConnected(a)))
     for (const id of others) {
-      const known = driver.state.nodes.get(id)?.address ?? ''
-      const address = configured.get(nameOf(id)) ?? (known === '' ? undefined : parseAddress(known))
-      if (address !== undefined) sources.push(this.peer(id, cellId, address, dial))
+      const address = addressOf(id)
+      if (address !== '') sources.push(this.peer(id, cellId, parseAddress(address), dial))
     }
     for (const [key, peer] of this.peers)
       if (!sources.includes(peer)) {

@@ -4,7 +4,7 @@
  */
 import { join } from 'node:path'
 import type { Connection } from '../../protocol/connection.ts'
-import { type Address, type DialOptions, dial, formatAddress, parseAddress } from '../../protocol/dial.ts'
+import { type Address, type DialOptions, dial } from '../../protocol/dial.ts'
 import {
   type CellMember,
   type CellStatusReply,
@@ -36,12 +36,12 @@ import { type ForwardedReply, Forwarder } from './forward.ts'
 import { CellLog, type CellLogStats } from './log/cell-log.ts'
 import type { PackRunner } from './log/packer.ts'
 import { SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_EVERY_MS_DEFAULT } from './log/scrub.ts'
+import { MemberAddresses } from './member-addresses.ts'
 import { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
 import { openNodeLog } from './node-log.ts'
 import { NodeMetrics } from './node-metrics.ts'
 import { NodeRepair } from './node-repair.ts'
-import { sayHello } from './peer-hello.ts'
 import { Peers } from './peers.ts'
 import { answerFetch } from './repair-sources.ts'
 import { Snapshots } from './snapshots.ts'
@@ -99,6 +99,7 @@ interface Member {
   readonly peers: Peers
   readonly timelines: CellTimelines
   readonly members: Members
+  readonly addresses: MemberAddresses
   readonly snapshots: Snapshots
   readonly backup: Backup | undefined
   readonly repair: NodeRepair
@@ -114,7 +115,6 @@ export class CellNode {
   private readonly forwarder: Forwarder
   private closed: PalimpsestError | undefined
   private leaderWaiters: (() => void)[] = []
-  private readonly hints = new Map<string, Address>()
 
   private constructor(options: CellNodeOptions, files: NodeFiles, node: NodeFile) {
     this.options = options
@@ -308,6 +308,10 @@ export class CellNode {
       onSnapshot: (from, term, last, bytes) => driver.receiveSnapshot(from, term, last, bytes),
       onLost: peer => driver.peerLost(peer),
       onSeen: seen => members.onSeen(seen),
+      onSubscribed: seen => {
+        members.onSeen(seen)
+        addresses.onSubscribed(seen)
+      },
     })
     const driver: Driver = new Driver({
       core,
@@ -328,16 +332,16 @@ export class CellNode {
             command?.do === 'note' && command.key === BACKUP_NOTE,
           )
           timelines.applied(entry, result)
-          if (command?.do === 'node') this.aim()
+          if (command?.do === 'node') addresses.aim()
         },
         onRole: (role, _, leader) => this.onRole(role, leader),
         onMembership: (membership, committed) => {
           members.onMembership(membership, committed)
-          this.aim()
+          addresses.aim()
         },
         onInstalled: () => {
           timelines.installed()
-          this.aim()
+          addresses.aim()
         },
       },
       snapshotToSend: () => snapshots.toSend(),
@@ -362,6 +366,16 @@ export class CellNode {
       newest,
       memberships.map(({ membership }) => membership),
     )
+    const addresses = new MemberAddresses({
+      cellId,
+      self: () => this.self,
+      configured: options.peers,
+      join: options.join,
+      driver,
+      members,
+      dial: address => this.dial(address),
+      subscribeAt: targets => peers.setTargets(targets),
+    })
     const backup: Backup | undefined =
       options.backup &&
       new Backup({
@@ -384,7 +398,7 @@ export class CellNode {
       snapshots,
       files,
       store: options.backup?.store ?? undefined,
-      configured: options.peers,
+      addressOf: id => addresses.addressOf(id),
       clock,
       logger,
       dial: address => this.dial(address),
@@ -395,9 +409,9 @@ export class CellNode {
       },
       random: options.random,
     })
-    this.member = { cellId, log, driver, peers, timelines, members, snapshots, backup, repair }
+    this.member = { cellId, log, driver, peers, timelines, members, addresses, snapshots, backup, repair }
     logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
-    this.aim()
+    addresses.aim()
     void driver.run()
     void timelines.run()
     if (backup !== undefined) void backup.run()
@@ -407,26 +421,6 @@ export class CellNode {
         'this cell has a backup, which this node does not go on with; nothing behind its end is trimmed (--backup, or --backup none)',
       )
     void this.housekeeping(this.member)
-  }
-
-  /** Subscribes at whoever is in the cell, by the state; where that knows nothing, by what we were told at the start. */
-  private aim(): void {
-    const { member, options } = this
-    if (member === undefined) return
-    const targets = new Map<string, Address>(this.hints)
-    for (const [name, address] of options.peers) targets.set(name, address)
-    for (const id of member.members.all) {
-      const info = member.driver.state.nodes.get(id)
-      if (info !== undefined && info.address !== '') targets.set(nameOf(id), parseAddress(info.address))
-      const configured = options.peers.get(nameOf(id))
-      if (configured !== undefined) targets.set(nameOf(id), configured)
-    }
-    const names = new Set([...member.members.all].map(nameOf))
-    // Those that were removed are not asked any more; before the newest membership is known, all are.
-    if (member.members.all.has(this.nodeId))
-      for (const name of targets.keys()) if (!names.has(name)) targets.delete(name)
-    targets.delete(options.name)
-    member.peers.setTargets(targets)
   }
 
   private onRole(role: Role, leader: NodeId | undefined): void {
@@ -446,7 +440,7 @@ export class CellNode {
 
   private async housekeeping(member: Member): Promise<void> {
     const { clock, log: logger } = this.options
-    const { driver, log, snapshots, members } = member
+    const { driver, log, snapshots, members, addresses } = member
     let trimmedBase = log.base.index
     for (let round = 1; this.closed === undefined; round++) {
       await clock.sleep(HOUSEKEEPING_MS)
@@ -454,7 +448,7 @@ export class CellNode {
       try {
         members.onSeen(this.self)
         members.resume()
-        await this.lookForLeader(member)
+        await addresses.lookForLeader()
         if (snapshots.isDue(driver.state) && log.flushed.index >= driver.state.last.index) {
           await snapshots.take(driver.state)
         }
@@ -472,40 +466,6 @@ export class CellNode {
     }
   }
 
-  /**
-   * A node that was added knows nobody yet but those it was told to ask; one that was away may know a member by its name and not
-   * where it is, for that stands in entries that it has not applied, and the very one may lead. Whoever is reached says where the
-   * leader is.
-   */
-  private async lookForLeader(member: Member): Promise<void> {
-    const { members, driver, cellId } = member
-    if (members.all.has(this.nodeId) && driver.leader !== undefined) return
-    const { options } = this
-    const known = [...members.all].map(id => driver.state.nodes.get(id)?.address ?? '').filter(Boolean)
-    const candidates = [
-      ...options.join,
-      ...options.peers.values(),
-      ...this.hints.values(),
-      ...known.map(parseAddress),
-    ]
-    const addresses = new Map(candidates.map(address => [formatAddress(address), address]))
-    addresses.delete(options.address())
-    await Promise.all(
-      [...addresses.values()].map(async address => {
-        try {
-          const from = { cellId, node: this.self }
-          const reply = await sayHello(other => this.dial(other), address, from, PEER_DEADLINE_MS)
-          this.hints.set(nameOf(reply.node.nodeId), address)
-          if (reply.leader !== '' && reply.leaderAddress !== '')
-            this.hints.set(nameOf(reply.leader), parseAddress(reply.leaderAddress))
-        } catch {
-          // Another one may know.
-        }
-      }),
-    )
-    this.aim()
-  }
-
   /** The one place where a safekeeper dials another. */
   private dial(address: Address, elsewhere: 'forward' | 'redirect' = 'redirect'): Promise<Connection> {
     const { connect = overTcp } = this.options
@@ -520,14 +480,9 @@ export class CellNode {
 
   // What others ask
 
+  /** HOST:PORT; empty if there is no leader, or it is not known where. */
   get leaderAddress(): string {
-    const leader = this.member?.driver.leader
-    if (leader === undefined) return ''
-    if (leader === this.nodeId) return this.options.address()
-    const known = this.member?.driver.state.nodes.get(leader)?.address
-    if (known !== undefined && known !== '') return known
-    const configured = this.options.peers.get(nameOf(leader))
-    return configured === undefined ? '' : formatAddress(configured)
+    return this.member?.addresses.leaderAddress ?? ''
   }
 
   hello(from: PeerNode, cellId: string): PeerHelloReply {
@@ -662,7 +617,7 @@ export class CellNode {
         lastError: '',
         members: [],
       }
-    const { driver, log, members } = member
+    const { driver, log } = member
     const stats = log.stats()
     return {
       ...base,
@@ -682,7 +637,7 @@ export class CellNode {
       timelines: driver.state.timelines.size,
       writable: driver.writable,
       lastError: log.lastError || stats.damageProblem,
-      members: describeMembers(driver, members.membership, this.self, options.peers),
+      members: describeMembers(member, this.nodeId),
     }
   }
 
@@ -725,27 +680,18 @@ function overTcp(address: Address, options: DialOptions): Promise<Connection> {
   return dial([address], ServerRole.SAFEKEEPER, options)
 }
 
-function describeMembers(
-  driver: Driver,
-  membership: Membership,
-  self: PeerNode,
-  configured: ReadonlyMap<string, Address>,
-): CellMember[] {
-  const { voters, outgoing = [], learners } = membership
+function describeMembers({ driver, members, addresses }: Member, self: NodeId): CellMember[] {
+  const { voters, outgoing = [], learners } = members.membership
   const kinds = new Map<NodeId, CellMember['kind']>()
   for (const id of outgoing) kinds.set(id, 'outgoing')
   for (const id of learners) kinds.set(id, 'learner')
   for (const id of voters) kinds.set(id, 'voter')
-  return [...kinds].map(([nodeId, kind]) => {
-    const known = driver.state.nodes.get(nodeId)
-    const address = configured.get(nameOf(nodeId))
-    return {
-      nodeId,
-      address: known?.address ?? (address === undefined ? '' : formatAddress(address)),
-      zone: known?.zone ?? '',
-      kind,
-      matchIndex: driver.role === 'leader' ? driver.matchOf(nodeId) : 0,
-      silentMs: nodeId === self.nodeId ? 0 : driver.silentMs(nodeId),
-    }
-  })
+  return [...kinds].map(([nodeId, kind]) => ({
+    nodeId,
+    address: addresses.addressOf(nodeId),
+    zone: driver.state.nodes.get(nodeId)?.zone ?? '',
+    kind,
+    matchIndex: driver.role === 'leader' ? driver.matchOf(nodeId) : 0,
+    silentMs: nodeId === self ? 0 : driver.silentMs(nodeId),
+  }))
 }

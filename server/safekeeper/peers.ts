@@ -53,8 +53,10 @@ export interface PeersOptions {
   readonly onSnapshot: (from: NodeId, term: number, last: EntryId, bytes: Uint8Array) => Promise<void>
   /** A way to that node was lost, or is new: what was sent before may not have come. */
   readonly onLost: (peer: NodeId) => void
-  /** Somebody said who it is and where. */
+  /** A node was reached and said who it is and where. */
   readonly onSeen: (node: PeerNode) => void
+  /** A node subscribed here and said the same. */
+  readonly onSubscribed: (node: PeerNode) => void
 }
 
 /** A subscription of another node here. */
@@ -184,7 +186,7 @@ export class Peers implements PeerTransport {
 
   /** Takes another node's subscription; ends when either side closes. */
   async subscribed(message: PeerSubscribe, ctx: RequestContext): Promise<void> {
-    const { cellId, self, log, clock, onLost, onSeen } = this.options
+    const { cellId, self, log, clock, onLost, onSubscribed } = this.options
     if (message.cellId !== cellId)
       throw invalidError(
         `this safekeeper, ${self.nodeId}, is in cell ${cellId}, ${message.node.nodeId} in ${message.cellId || 'none'}: ` +
@@ -203,7 +205,7 @@ export class Peers implements PeerTransport {
     older?.ctx.connection.destroy()
     ctx.reply({ type: MessageType.PeerWelcome, node: self }, { more: true })
     log.debug({ peer: node.nodeId, lane: name }, 'peer subscribed')
-    onSeen(node)
+    onSubscribed(node)
     // What was sent before did not come.
     onLost(node.nodeId)
     this.wake(peer)

@@ -13,16 +13,11 @@ import { WalWriter } from '../../server/shared/log-client.ts'
 import { nodeClock, nodeDisk } from '../../server/shared/node-seams.ts'
 import { S3ObjectStore } from '../../server/shared/object-store-s3.ts'
 import { TestCell } from '../support/cell.ts'
+import { lsnBytes } from '../support/lsn-bytes.ts'
 import { Radosgw, radosgwSkip } from '../support/radosgw.ts'
 
 const ID = '5a'.repeat(16) as TimelineId
 const START = 8192 as Lsn
-
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
 
 t.test('a cell backed up to Ceph radosgw', { skip: radosgwSkip() }, async t => {
   const ceph = await Radosgw.start(t)
@@ -47,7 +42,7 @@ t.test('a cell backed up to Ceph radosgw', { skip: radosgwSkip() }, async t => {
   for (let round = 0; round < 3; round++) {
     for (let i = 0; i < 50; i++) {
       const at = writer.endLsn
-      await writer.append(at, chunk(at, 1 + ((i * 7919) % 20_000)))
+      await writer.append(at, lsnBytes(at, 1 + ((i * 7919) % 20_000)))
       if (i % 10 === 0) await writer.durable()
     }
     await writer.durable()
@@ -96,13 +91,13 @@ t.test('a cell backed up to Ceph radosgw', { skip: radosgwSkip() }, async t => {
   t.teardown(() => again.close())
   t.equal(again.endLsn, endLsn, 'all that was acknowledged came back')
   t.ok(again.epoch > writer.epoch, 'and older writers stay out')
-  await again.append(endLsn, chunk(endLsn, 1000))
+  await again.append(endLsn, lsnBytes(endLsn, 1000))
   await again.durable()
   const reader = restored.node.timelines.read(ID, START)
   let at: number = START
   for (let next = await reader.next(); next !== undefined; next = await reader.next()) {
     const { payload } = next
-    t.ok(Buffer.from(payload).equals(chunk(at, payload.length)), `redo at LSN ${at}`)
+    t.ok(Buffer.from(payload).equals(lsnBytes(at, payload.length)), `redo at LSN ${at}`)
     at += payload.length
   }
   t.equal(at, endLsn + 1000)

@@ -2,76 +2,12 @@
 import { closeSync, openSync, readdirSync, readSync, statSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { Connection } from '../../protocol/connection.ts'
-import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { MessageType } from '../../protocol/messages.ts'
-import { askLeader } from '../../server/shared/cell-client.ts'
-import type { PalimpsestError } from '../../server/shared/errors.ts'
-import { silentLog } from '../../server/shared/log.ts'
-import { WalWriter } from '../../server/shared/log-client.ts'
 import { nodeDisk } from '../../server/shared/node-seams.ts'
 import { TestCell } from '../support/cell.ts'
+import { newWriter, readFrom, until, write } from '../support/cell-writer.ts'
 import { MemoryObjectStore } from '../support/memory-object-store.ts'
 
-const ID = '5a'.repeat(16) as TimelineId
-const START = 8192 as Lsn
 const SEGMENT_BYTES = 256 * 1024
-
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
-
-async function newWriter(t: { teardown(run: () => unknown): void }, cell: TestCell): Promise<WalWriter> {
-  await askLeader(cell.list, { type: MessageType.WalCreate, timeline: ID, startLsn: START, name: 'main' })
-  const writer = await WalWriter.open({
-    safekeepers: [...cell.addresses.values()],
-    timeline: ID,
-    name: 'test',
-    log: silentLog,
-    windowBytesMax: 512 * 1024,
-  })
-  t.teardown(() => writer.close())
-  return writer
-}
-
-async function write(writer: WalWriter, bytes: number): Promise<void> {
-  const until = writer.endLsn + bytes
-  for (let i = 0; writer.endLsn < until; i++)
-    await writer.append(writer.endLsn, chunk(writer.endLsn, 1000 + ((i * 7919) % 20_000)))
-  await writer.durable()
-}
-
-/** Reads all of the timeline from one node, checks every byte, and gives the end. */
-async function readFrom(cell: TestCell, name: string): Promise<number> {
-  const connection = await Connection.connect(cell.addresses.get(name)!)
-  let at: number = START
-  try {
-    const request = { type: MessageType.WalRead, timeline: ID, fromLsn: START, follow: false } as const
-    for await (const { message, bulk } of connection.stream(request)) {
-      if (message.type !== MessageType.WalData) continue
-      if (message.beginLsn !== at || !chunk(at, bulk.length).equals(bulk))
-        throw new Error(`wrong bytes at LSN ${at} of ${name}`)
-      at += bulk.length
-    }
-  } finally {
-    connection.close()
-  }
-  return at
-}
-
-async function until(what: string, met: () => Promise<boolean> | boolean): Promise<void> {
-  for (let i = 0; i < 3000; i++) {
-    try {
-      if (await met()) return
-    } catch (error) {
-      if ((error as PalimpsestError).kind !== 'retry') throw error
-    }
-    await new Promise(resolve => setTimeout(resolve, 20))
-  }
-  throw new Error(`not within 60 s: ${what}`)
-}
 
 function turnBits(cell: TestCell, name: string, which: RegExp): number {
   const dir = join(cell.dir, name, 'log')

@@ -7,108 +7,16 @@ import { formatAddress } from '../../protocol/dial.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { type CellStatusReply, MessageType } from '../../protocol/messages.ts'
 import { askLeader } from '../../server/shared/cell-client.ts'
-import type { PalimpsestError } from '../../server/shared/errors.ts'
-import { silentLog } from '../../server/shared/log.ts'
-import { WalWriter } from '../../server/shared/log-client.ts'
 import { SafekeeperWatch } from '../../server/shared/safekeeper-watch.ts'
 import { TestCell } from '../support/cell.ts'
+import { busyWriter, caughtUp, ID, newWriter, readFrom, START, until } from '../support/cell-writer.ts'
+import { lsnBytes } from '../support/lsn-bytes.ts'
 import { MemoryDisk } from '../support/memory-disk.ts'
 
-const ID = '5a'.repeat(16) as TimelineId
-const START = 8192 as Lsn
 const like = (fields: object) => fields as Error
-
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
-
-/** Appends without end. `stop` resolves when all is committed. */
-function busyWriter(writer: WalWriter) {
-  let stopped = false
-  const done = (async () => {
-    for (let i = 0; !stopped; i++) {
-      const at = writer.endLsn
-      await writer.append(at, chunk(at, 1 + ((i * 7919) % 20_000)))
-      if (i % 20 === 0) await writer.durable()
-    }
-    await writer.durable()
-  })()
-  done.catch(() => {})
-  return {
-    stop: () => {
-      stopped = true
-      return done
-    },
-    /** Resolves when more was committed than at present. */
-    progress: () => writer.durable((writer.flushedLsn + 1) as Lsn),
-  }
-}
-
-async function newWriter(t: Tap, cell: TestCell): Promise<WalWriter> {
-  await askLeader(cell.list, { type: MessageType.WalCreate, timeline: ID, startLsn: START, name: 'main' })
-  const writer = await WalWriter.open({
-    safekeepers: [...cell.addresses.values()],
-    timeline: ID,
-    name: 'test',
-    log: silentLog,
-    windowBytesMax: 512 * 1024,
-  })
-  t.teardown(() => writer.close())
-  return writer
-}
-
-interface Tap {
-  teardown(run: () => unknown): void
-}
-
-/** Reads all of the timeline from one node, checks every byte, and gives the end. */
-async function readFrom(cell: TestCell, name: string, id = ID): Promise<number> {
-  const connection = await Connection.connect(cell.addresses.get(name)!)
-  let at: number = START
-  try {
-    for await (const { message, bulk } of connection.stream({
-      type: MessageType.WalRead,
-      timeline: id,
-      fromLsn: START,
-      follow: false,
-    })) {
-      if (message.type !== MessageType.WalData) continue
-      if (message.beginLsn !== at || !chunk(at, bulk.length).equals(bulk))
-        throw new Error(`wrong bytes at LSN ${at} of ${name}`)
-      at += bulk.length
-    }
-  } finally {
-    connection.close()
-  }
-  return at
-}
 
 async function statusOf(cell: TestCell, name: string): Promise<CellStatusReply> {
   return cell.nodes.get(name)!.safekeeper.node.status()
-}
-
-async function until(what: string, met: () => Promise<boolean> | boolean): Promise<void> {
-  for (let i = 0; i < 3000; i++) {
-    if (await met()) return
-    await new Promise(resolve => setTimeout(resolve, 10))
-  }
-  throw new Error(`not within 30 s: ${what}`)
-}
-
-/** All nodes have applied all that was acknowledged. */
-async function same(cell: TestCell, writer: WalWriter): Promise<void> {
-  for (const name of cell.nodes.keys())
-    await until(`${name} has all of it`, async () => {
-      try {
-        return (await readFrom(cell, name)) >= writer.flushedLsn
-      } catch (error) {
-        // It has just come up.
-        if ((error as PalimpsestError).kind !== 'retry') throw error
-        return false
-      }
-    })
 }
 
 t.test('the leader goes and comes back', { timeout: 120_000 }, async t => {
@@ -126,7 +34,7 @@ t.test('the leader goes and comes back', { timeout: 120_000 }, async t => {
   }
   await busy.stop()
   t.equal(writer.flushedLsn, writer.endLsn)
-  await same(cell, writer)
+  await caughtUp(cell, writer)
   t.ok(writer.flushedLsn > START + 100_000, `${writer.flushedLsn - START} bytes`)
 })
 
@@ -148,7 +56,7 @@ t.test('a majority is away: appends wait, reads go on, nothing is lost', { timeo
   for (const name of others) await cell.startNode(name)
   await busy.progress()
   await busy.stop()
-  await same(cell, writer)
+  await caughtUp(cell, writer)
 })
 
 t.test('a member with an empty disk gets its place again by itself', { timeout: 120_000 }, async t => {
@@ -176,7 +84,7 @@ t.test('a member with an empty disk gets its place again by itself', { timeout: 
     await busy.progress()
   }
   await busy.stop()
-  await same(cell, writer)
+  await caughtUp(cell, writer)
 })
 
 t.test('members are added, replaced and removed while redo is written', { timeout: 200_000 }, async t => {
@@ -232,7 +140,7 @@ t.test('members are added, replaced and removed while redo is written', { timeou
     like({ kind: 'invalid' }),
   )
   await busy.stop()
-  await same(cell, writer)
+  await caughtUp(cell, writer)
 })
 
 t.test(
@@ -256,7 +164,7 @@ t.test(
     t.equal(leader(), 'd')
     await cell.stop(first)
     const at = writer.endLsn
-    await writer.append(at, chunk(at, 1000))
+    await writer.append(at, lsnBytes(at, 1000))
     await writer.durable()
     t.equal(writer.flushedLsn, at + 1000, 'and makes a quorum with it')
   },
@@ -277,7 +185,7 @@ t.test('any node takes a request: it passes it on, or says where to go', { timeo
     at += 1000
     return forwards.request(
       { type: MessageType.WalAppend, timeline: ID, epoch: opened.epoch, beginLsn, wallTimeUs: 1 },
-      { bulk: chunk(beginLsn, 1000) },
+      { bulk: lsnBytes(beginLsn, 1000) },
     )
   })
   await Promise.all(appends)
@@ -308,7 +216,7 @@ t.test('a reader leaves a safekeeper that is cut off', { timeout: 60_000 }, asyn
   const unfollow = watch.follow(address, () => left++)
   // It runs on, but hears nobody and nobody hears it.
   cell.nodes.get(near!)!.safekeeper.node.peers.close()
-  await writer.append(START, chunk(START, 1000))
+  await writer.append(START, lsnBytes(START, 1000))
   await writer.durable()
   await until('it is known to stand still', () => left > 0)
   const order = watch.order().map(formatAddress)
@@ -347,7 +255,7 @@ t.test('disks fill: of the leader, then of a quorum', { timeout: 120_000 }, asyn
   for (const disk of disks.values()) disk.capacity = Number.POSITIVE_INFINITY
   for (let i = 0; i < 20; i++) await busy.progress()
   await busy.stop()
-  await same(cell, writer)
+  await caughtUp(cell, writer)
   for (const name of disks.keys())
     await until(`${name} takes entries again`, async () => (await statusOf(cell, name)).writable)
 })
@@ -379,10 +287,10 @@ t.test(
     })
     await busy.progress()
     await busy.stop()
-    await same(cell, writer)
+    await caughtUp(cell, writer)
     // And again after a start: what was fetched is what is there.
     await cell.stop(name)
     await cell.startNode(name)
-    await same(cell, writer)
+    await caughtUp(cell, writer)
   },
 )

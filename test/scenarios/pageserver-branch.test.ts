@@ -139,7 +139,7 @@ t.test(
     const ancestor = timelines.get(TIMELINE)
     const snapshot = timelines.get(BRANCH).snapshot(lsn)
     const { space, page } = ancestor.layers.find(layer => layer.kind === 'delta')!.first!
-  t.type(snapshot.request(space, page), 'object')
+    t.type(snapshot.request(space, page), 'object')
     const held = snapshot.entries.filter(entry => entry.kind === 'delta').map(entry => entry.key)
     t.not(held.length, 0, 'it reads what the ancestor has')
     for (const chunk of chunks.slice(4)) {

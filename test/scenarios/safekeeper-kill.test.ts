@@ -13,18 +13,13 @@ import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
 import { silentLog } from '../../server/shared/log.ts'
 import { WalWriter } from '../../server/shared/log-client.ts'
+import { lsnBytes } from '../support/lsn-bytes.ts'
 
 const KILLS = Number(process.env['PALIMPSEST_KILLS'] ?? 10)
 const ID = '5a'.repeat(16) as TimelineId
 const START = 8192 as Lsn
 const SEGMENT_BYTES = 1024 * 1024
 const CHILD = fileURLToPath(new URL('../support/safekeeper-child.ts', import.meta.url))
-
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
 
 function start(dir: string, port: number): Promise<{ child: ChildProcess; port: number }> {
   const child = spawn(process.execPath, [CHILD, dir, String(SEGMENT_BYTES), String(port)], {
@@ -69,7 +64,7 @@ t.test(`${KILLS} kills while redo is appended`, { timeout: 60_000 + KILLS * 5000
   const appending = (async () => {
     for (let i = 0; !stop; i++) {
       const at = writer.endLsn
-      await writer.append(at, chunk(at, 1 + ((i * 7919) % 20_000)))
+      await writer.append(at, lsnBytes(at, 1 + ((i * 7919) % 20_000)))
       if (i % 50 === 0) await writer.durable()
     }
     await writer.durable()
@@ -94,7 +89,8 @@ t.test(`${KILLS} kills while redo is appended`, { timeout: 60_000 + KILLS * 5000
       follow: false,
     })) {
       if (message.type !== MessageType.WalData) continue
-      if (message.beginLsn !== at || !chunk(at, bulk.length).equals(bulk)) t.fail(`wrong bytes at LSN ${at}`)
+      if (message.beginLsn !== at || !lsnBytes(at, bulk.length).equals(bulk))
+        t.fail(`wrong bytes at LSN ${at}`)
       at += bulk.length
     }
     reader.close()

@@ -111,10 +111,10 @@ export class SimDisk implements Disk {
   async open(path: string, how: 'create' | 'write' | 'read'): Promise<DiskFile> {
     const file = await this.io(0.05, () => this.inner.open(path, how))
     return {
-      write: (buffers, position, pastCache) => {
+      write: (buffers, position) => {
         // As a kernel does: what the buffers hold when the call is made.
         const copy = Buffer.concat(buffers)
-        return this.io(0.1, () => file.write([copy], position, pastCache))
+        return this.io(0.1, () => file.write([copy], position))
       },
       read: (target, position) => this.io(0.05, () => file.read(target, position)),
       datasync: () => this.sync(path, file),

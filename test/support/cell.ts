@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import type { Address } from '../../protocol/dial.ts'
+import { type Address, formatAddress } from '../../protocol/dial.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { type Safekeeper, startSafekeeper } from '../../server/safekeeper/safekeeper.ts'
 import { Listener } from '../../server/shared/listener.ts'
@@ -37,7 +37,10 @@ export class TestCell {
   readonly dir: string
   readonly log: Log = createLog({ name: 'cell', level: process.env['PALIMPSEST_TEST_LOG'] ?? 'silent' })
   readonly nodes = new Map<string, TestNode>()
+  /** Where each listens. */
   readonly addresses = new Map<string, Address>()
+  /** Where the first members listened at first: what all of them are told at each start. */
+  private first: ReadonlyMap<string, Address> = new Map()
   private readonly options: TestCellOptions
 
   private constructor(dir: string, options: TestCellOptions) {
@@ -55,6 +58,7 @@ export class TestCell {
     const names = NAMES.slice(0, options.nodes ?? 3)
     // Ports first: every node is told all of them.
     for (const name of names) cell.addresses.set(name, await freePort())
+    cell.first = new Map(cell.addresses)
     for (const name of names) await cell.startNode(name)
     await cell.leader()
     return cell
@@ -76,13 +80,13 @@ export class TestCell {
     const security = await this.options.security?.(name)
     const listener = new Listener({ ...address, log, security: security?.server })
     await listener.listen()
-    const first = NAMES.slice(0, this.options.nodes ?? 3)
     const safekeeper = await startSafekeeper({
       dataDir: join(this.dir, name),
       id: name,
       zone: this.options.zone?.(name),
       disk: this.options.disk?.(name),
-      peers: options.join === undefined ? new Map(first.map(n => [n, this.addresses.get(n)!])) : undefined,
+      address: formatAddress(address),
+      peers: options.join === undefined ? this.first : undefined,
       join: options.join,
       listener,
       log,
@@ -102,6 +106,11 @@ export class TestCell {
     await node.safekeeper.retire()
     await node.listener.close()
     await node.safekeeper.close()
+  }
+
+  /** Gives a node that is stopped another address, of which nobody is told. */
+  async move(name: string): Promise<void> {
+    this.addresses.set(name, await freePort())
   }
 
   /** Removes the folder of a node that is stopped. */

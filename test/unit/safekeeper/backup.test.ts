@@ -13,6 +13,7 @@ import { retryError } from '../../../server/shared/errors.ts'
 import { silentLog } from '../../../server/shared/log.ts'
 import type { ObjectStore } from '../../../server/shared/object-store.ts'
 import type { Disk } from '../../../server/shared/seams.ts'
+import { lsnBytes } from '../../support/lsn-bytes.ts'
 import { MemoryDisk } from '../../support/memory-disk.ts'
 import { MemoryObjectStore } from '../../support/memory-object-store.ts'
 import { seeded } from '../../support/seeded.ts'
@@ -66,13 +67,6 @@ async function boot(disk: Disk, store: ObjectStore | null | undefined) {
 
 const close = (node: CellNode) => node.close(retryError('closing'))
 
-/** Redo that tells where it belongs, and compresses a little. */
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
-
 class Writer {
   readonly node: CellNode
   readonly id: TimelineId
@@ -98,7 +92,7 @@ class Writer {
   }
 
   async append(bytes: number): Promise<void> {
-    const payload = chunk(this.at, bytes)
+    const payload = lsnBytes(this.at, bytes)
     await this.node.timelines.append(
       this.id,
       this.epoch,
@@ -187,7 +181,7 @@ t.test('all that was backed up comes back: redo, epochs, names, deletions', asyn
   for (const [i, id] of [IDS[0]!, IDS[1]!].entries()) {
     const bytes = await readAll(restored, id, START)
     t.ok(bytes.equals(expected[i]!), `${bytes.length} bytes of redo`)
-    t.ok(bytes.equals(chunk(START, bytes.length)), 'as they were written')
+    t.ok(bytes.equals(lsnBytes(START, bytes.length)), 'as they were written')
   }
   t.equal(restored.timelines.get(IDS[1]!).name, 'renamed')
   t.throws(() => restored.timelines.get(IDS[2]!), like({ message: /deleted/ }), 'what was deleted stays so')
@@ -227,7 +221,7 @@ t.test('a store that fails, loses replies and gives back nonsense', async t => {
   )
   const restored = await boot(await restore(store, cellId), undefined)
   const bytes = await readAll(restored, IDS[0]!, START)
-  t.ok(bytes.equals(chunk(START, writer.at - START)), `${bytes.length} bytes`)
+  t.ok(bytes.equals(lsnBytes(START, writer.at - START)), `${bytes.length} bytes`)
   await close(restored)
 })
 
@@ -290,7 +284,7 @@ t.test('a backup is begun anew where the log no longer reaches back to its end',
   await backedUp(again)
   const restored = await boot(await restore(store, again.status().cellId), undefined)
   const bytes = await readAll(restored, IDS[0]!, START)
-  t.ok(bytes.equals(chunk(START, 2000)))
+  t.ok(bytes.equals(lsnBytes(START, 2000)))
   await close(restored)
 })
 
@@ -419,7 +413,7 @@ t.test('a pack whose table is lost is repaired from the backup: void entries sta
   }
   t.match(partsOf(node).log.stats(), { damagedFiles: 0, damagesRepaired: 1, damageProblem: '' })
   const all = await readAll(node, IDS[0]!, START)
-  t.ok(all.equals(chunk(START, writer.at - START)), `${all.length} bytes, none of them void`)
+  t.ok(all.equals(lsnBytes(START, writer.at - START)), `${all.length} bytes, none of them void`)
   await close(node)
   node = await boot(disk, store)
   t.teardown(() => close(node))

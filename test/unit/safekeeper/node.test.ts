@@ -6,6 +6,7 @@ import { CellNode } from '../../../server/safekeeper/node.ts'
 import { retryError } from '../../../server/shared/errors.ts'
 import { silentLog } from '../../../server/shared/log.ts'
 import type { Disk } from '../../../server/shared/seams.ts'
+import { lsnBytes } from '../../support/lsn-bytes.ts'
 import { MemoryDisk } from '../../support/memory-disk.ts'
 
 const ID = 'cd'.repeat(16) as TimelineId
@@ -68,14 +69,8 @@ interface Tap {
 }
 
 /** Redo that tells where it belongs. */
-function chunk(beginLsn: number, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
-  for (let i = 0; i < bytes; i++) out[i] = (beginLsn + i) * 31 + ((beginLsn + i) >> 8)
-  return out
-}
-
 async function append(timelines: Timelines, epoch: WriterEpoch, at: number, bytes: number, id = ID) {
-  const payload = chunk(at, bytes)
+  const payload = lsnBytes(at, bytes)
   return timelines.append(id, epoch, lsn(at), at * 10, payload, crc32c(payload, 0, bytes))
 }
 
@@ -112,7 +107,7 @@ t.test('what is appended is read again, also after a restart', async t => {
     for (const from of [0, 1, 100, 299]) {
       const chunks = await readAll(log, bounds[from]!)
       t.equal(chunks.length, 300 - from)
-      t.ok(chunks.every(one => chunk(one.beginLsn, one.payload.length).equals(one.payload)))
+      t.ok(chunks.every(one => lsnBytes(one.beginLsn, one.payload.length).equals(one.payload)))
       t.ok(chunks.every(one => one.wallTimeUs === one.beginLsn * 10))
     }
     await t.rejects(readAll(log, bounds[5]! + 1), like({ kind: 'invalid', message: /is not where a chunk/ }))
