@@ -170,7 +170,7 @@ export class S3ObjectStore implements ObjectStore {
     let unsure = false
     return this.#requests.run(`putting ${key}`, upload.bytes, async signal => {
       try {
-        await this.#requests.client.send(
+        const { ETag } = await this.#requests.client.send(
           new PutObjectCommand({
             ...this.#place(key),
             Body: upload.body(),
@@ -181,6 +181,7 @@ export class S3ObjectStore implements ObjectStore {
           }),
           { abortSignal: signal },
         )
+        checkAnswer(ETag)
         return true
       } catch (error) {
         if (httpStatus(error) === 412) return unsure && (await this.#isOurs(key, token, signal))
@@ -197,11 +198,11 @@ export class S3ObjectStore implements ObjectStore {
   }
 
   async #createInParts(key: string, localPath: string, upload: Upload): Promise<boolean> {
-    const { client } = this.#requests
+    const requests = this.#requests
     if ((await this.head(key)) !== undefined) return false
     const token = randomBytes(16).toString('hex')
-    const { UploadId } = await this.#requests.run(`putting ${key}`, 0, signal =>
-      client.send(
+    const { UploadId } = await requests.run(`putting ${key}`, 0, signal =>
+      requests.client.send(
         new CreateMultipartUploadCommand({ ...this.#place(key), Metadata: metadata(token, upload.crc) }),
         { abortSignal: signal },
       ),
@@ -216,8 +217,8 @@ export class S3ObjectStore implements ObjectStore {
           at,
           Math.min(this.#partBytes, upload.bytes - at),
         )
-        const { ETag } = await this.#requests.run(`putting part ${number} of ${key}`, part.bytes, signal =>
-          client.send(
+        const { ETag } = await requests.run(`putting part ${number} of ${key}`, part.bytes, signal =>
+          requests.client.send(
             new UploadPartCommand({
               ...this.#place(key),
               UploadId,
@@ -231,9 +232,9 @@ export class S3ObjectStore implements ObjectStore {
         )
         parts.push({ ETag, PartNumber: number })
       }
-      const won = await this.#requests.run(`completing ${key}`, 0, async (signal, number) => {
+      const won = await requests.run(`completing ${key}`, 0, async (signal, number) => {
         try {
-          await client.send(
+          await requests.client.send(
             new CompleteMultipartUploadCommand({
               ...this.#place(key),
               UploadId,
@@ -352,7 +353,9 @@ export class S3ObjectStore implements ObjectStore {
   ): Promise<GetObjectCommandOutput | undefined> {
     try {
       const command = new GetObjectCommand({ ...this.#place(key), ...(Range === undefined ? {} : { Range }) })
-      return await this.#requests.client.send(command, { abortSignal: signal })
+      const reply = await this.#requests.client.send(command, { abortSignal: signal })
+      checkAnswer(reply.ETag)
+      return reply
     } catch (error) {
       if (isAbsent(error)) return undefined
       throw error
@@ -380,11 +383,14 @@ export class S3ObjectStore implements ObjectStore {
 
   async #head(key: string, signal: AbortSignal) {
     try {
-      return await this.#requests.client.send(new HeadObjectCommand(this.#place(key)), {
+      const reply = await this.#requests.client.send(new HeadObjectCommand(this.#place(key)), {
         abortSignal: signal,
       })
+      checkAnswer(reply.ETag)
+      return reply
     } catch (error) {
-      if (isAbsent(error)) return undefined
+      // The answer to a HEAD has no contents that would tell what it is about.
+      if (httpStatus(error) === 404) return undefined
       throw error
     }
   }
@@ -404,6 +410,8 @@ export class S3ObjectStore implements ObjectStore {
           }),
           { abortSignal: signal },
         )
+        // An empty listing says that it is one.
+        checkAnswer(part.IsTruncated)
         // Half a listing taken for all of it would hide the newest version of a manifest.
         const next = part.NextContinuationToken
         if (part.IsTruncated === true && (!next || next === before))
@@ -499,6 +507,11 @@ async function writeAll(
   }
   checkLength(reply, written)
   return { written, crc }
+}
+
+/** What every S3 service tells is missing: this is the page of a proxy or portal in between, with a status of 200. */
+function checkAnswer(told: unknown): void {
+  if (told === undefined) throw new DamagedReply('what answered is no S3 service')
 }
 
 function checkLength(reply: GetObjectCommandOutput, bytes: number): void {

@@ -17,6 +17,11 @@ import { internalError, invalidError, PalimpsestError, retryError } from './erro
 export const S3_CHECKSUMS = ['aws', 'md5', 'none'] as const
 export type S3Checksums = (typeof S3_CHECKSUMS)[number]
 
+export interface S3Credentials {
+  readonly accessKeyId: string
+  readonly secretAccessKey: string
+}
+
 export interface S3Options {
   /** `http://127.0.0.1:7480`; without, Amazon's for the region. */
   readonly endpoint?: string | undefined
@@ -27,7 +32,7 @@ export interface S3Options {
   /** Default `aws` without an endpoint of one's own, `md5` with one. */
   readonly checksums?: S3Checksums | undefined
   /** For tests; the default is the SDK's chain: environment, profile, container, instance. */
-  readonly credentials?: { readonly accessKeyId: string; readonly secretAccessKey: string } | undefined
+  readonly credentials?: S3Credentials | (() => Promise<S3Credentials>) | undefined
   readonly connectTimeoutMs?: number | undefined
   /** A connection on which nothing moves for so long is given up. */
   readonly idleTimeoutMs?: number | undefined
@@ -53,6 +58,8 @@ const PASSING = new Set([
   'InternalError',
   'OperationAborted',
   'RequestTimeout',
+  // The SDK has learnt the difference of the clocks from the answer, and reckons with it from then on.
+  'RequestTimeTooSkewed',
   'ServiceUnavailable',
   'SlowDown',
   'Throttling',
@@ -61,6 +68,17 @@ const PASSING = new Set([
   'XAmzContentSHA256Mismatch',
 ])
 const SLOW_DOWN = new Set(['SlowDown', 'ServiceUnavailable', 'Throttling', 'ThrottlingException'])
+
+/** Credentials that were valid once: they are looked for anew, where new ones may lie by now. */
+const EXPIRED = new Set([
+  'ExpiredToken',
+  'ExpiredTokenException',
+  'InvalidAccessKeyId',
+  'InvalidToken',
+  'TokenRefreshRequired',
+])
+/** Not for every single one of many requests that fail. */
+const RENEW_EVERY_MS = 10_000
 
 const LOCAL_CODES = new Set([
   'ENOSPC',
@@ -81,8 +99,10 @@ export class DamagedReply extends Error {
 }
 
 export class S3Requests {
-  readonly client: S3Client
   readonly checksums: S3Checksums
+  readonly #makeClient: () => S3Client
+  #client: S3Client
+  #renewedMs = Number.NEGATIVE_INFINITY
   readonly #description: string
   readonly #attemptsMax: number
   readonly #backoffMs: number
@@ -91,6 +111,11 @@ export class S3Requests {
   /** @throws PalimpsestError of kind invalid for an endpoint that is none */
   constructor(description: string, options: S3Options) {
     const { endpoint } = options
+    // Not to be repeated: it is in everybody's list of processes already.
+    if (endpoint?.includes('@'))
+      throw invalidError(
+        'the S3 endpoint has credentials in it; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile',
+      )
     if (endpoint !== undefined && !/^https?:\/\/[^/?#]+\/?$/.test(endpoint))
       throw invalidError(
         `S3 endpoint ${JSON.stringify(endpoint)} is no address like https://s3.example.org:9000`,
@@ -105,21 +130,38 @@ export class S3Requests {
       (endpoint !== undefined && !process.env['AWS_REGION'] && !process.env['AWS_PROFILE']
         ? 'us-east-1'
         : undefined)
-    this.client = new S3Client({
-      ...(endpoint === undefined ? {} : { endpoint }),
-      ...(region === undefined ? {} : { region }),
-      ...(options.credentials === undefined ? {} : { credentials: options.credentials }),
-      forcePathStyle: options.pathStyle ?? false,
-      maxAttempts: 1,
-      // It would tell on the console that it does not retry.
-      logger: { trace() {}, debug() {}, info() {}, warn() {}, error() {} },
-      requestChecksumCalculation: protection,
-      responseChecksumValidation: protection,
-      requestHandler: {
-        connectionTimeout: options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS,
-        socketTimeout: options.idleTimeoutMs ?? IDLE_TIMEOUT_MS,
-      },
-    })
+    this.#makeClient = () =>
+      new S3Client({
+        ...(endpoint === undefined ? {} : { endpoint }),
+        ...(region === undefined ? {} : { region }),
+        ...(options.credentials === undefined ? {} : { credentials: options.credentials }),
+        forcePathStyle: options.pathStyle ?? false,
+        maxAttempts: 1,
+        // It would tell on the console that it does not retry.
+        logger: { trace() {}, debug() {}, info() {}, warn() {}, error() {} },
+        requestChecksumCalculation: protection,
+        responseChecksumValidation: protection,
+        requestHandler: {
+          connectionTimeout: options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS,
+          socketTimeout: options.idleTimeoutMs ?? IDLE_TIMEOUT_MS,
+        },
+      })
+    this.#client = this.#makeClient()
+  }
+
+  /** Through which to send the next request; another one when credentials were renewed. */
+  get client(): S3Client {
+    return this.#client
+  }
+
+  /** The SDK keeps what it has found in files and the environment for good. @returns whether it is worth another attempt */
+  #renewCredentials(): boolean {
+    const nowMs = performance.now()
+    if (nowMs - this.#renewedMs < RENEW_EVERY_MS) return false
+    this.#renewedMs = nowMs
+    // Requests under way go on with the old one.
+    this.#client = this.#makeClient()
+    return true
   }
 
   /**
@@ -144,6 +186,7 @@ export class S3Requests {
       } catch (error) {
         if (error instanceof PalimpsestError || isLocal(error)) throw error
         const text = `${what} in ${this.#description}: ${explain(error, timeLimit.aborted)}`
+        if (EXPIRED.has(errorName(error)) && this.#renewCredentials()) continue
         if (!isPassing(error)) throw internalError(text, error)
         if (number + 1 >= this.#attemptsMax)
           throw retryError(`${text} (${number + 1} attempts); it is worth trying again later`, error)
@@ -172,7 +215,7 @@ export class S3Requests {
   /** Gives up all requests under way; they fail with `retry`. */
   close(): void {
     this.#closing.abort()
-    this.client.destroy()
+    this.#client.destroy()
   }
 }
 
@@ -184,9 +227,9 @@ export function errorName(error: unknown): string {
   return String((error as { name?: unknown }).name ?? '')
 }
 
-/** Whether a 404 is about the object, not the bucket. A reply to HEAD has no body that would tell. */
+/** Whether a 404 is about the object, not about the bucket, nor of a server in between that knows nothing of either. */
 export function isAbsent(error: unknown): boolean {
-  return httpStatus(error) === 404 && errorName(error) !== 'NoSuchBucket'
+  return httpStatus(error) === 404 && errorName(error) === 'NoSuchKey'
 }
 
 /** A file of ours that cannot be read or written; what the service or the network does has other codes. */
@@ -201,6 +244,7 @@ function isPassing(error: unknown): boolean {
   const status = httpStatus(error)
   // Without a status there was no reply: a time-out, a name that cannot be resolved, a connection that broke.
   if (status === undefined) return !(error instanceof TypeError || error instanceof RangeError)
+  if (status === 404) return name !== 'NoSuchBucket'
   return status === 409 || status === 429 || status === 408 || (status >= 500 && status !== 501)
 }
 
@@ -213,6 +257,9 @@ function explain(error: unknown, late: boolean): string {
   if (name === 'CredentialsProviderError')
     return 'no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role'
   if (name === 'NoSuchBucket') return 'the bucket does not exist; create it, or correct --store'
+  if (error instanceof DamagedReply) return message
+  if (EXPIRED.has(name))
+    return `the credentials are no longer valid (${name}): ${message}; renew them where they come from, no restart is needed unless that is this process's environment`
   if (name === 'RequestTimeTooSkewed') return `${message}; set this machine's clock`
   if (name === 'PermanentRedirect' || name === 'AuthorizationHeaderMalformed' || status === 301)
     return `${message}; the bucket is in another region: set --s3-region`

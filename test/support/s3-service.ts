@@ -11,7 +11,8 @@ import type { S3StoreOptions } from '../../server/shared/object-store-s3.ts'
 /**
  * lost: it takes effect, and the connection ends without a reply. refused: the connection ends before anything happened.
  * slow: 503 SlowDown. internal: 500. denied: 403. cut: half of the contents. damaged: contents with one bit flipped.
- * conflict: 409. absent: 404.
+ * conflict: 409. absent: 404. skewed: 403, this machine's clock is wrong. portal: 200, with what is no answer of S3's. elsewhere: 404 of
+ * a server that is none.
  */
 export type S3Fault =
   | 'lost'
@@ -23,6 +24,9 @@ export type S3Fault =
   | 'damaged'
   | 'conflict'
   | 'absent'
+  | 'skewed'
+  | 'portal'
+  | 'elsewhere'
 
 interface StoredObject {
   readonly bytes: Buffer
@@ -40,6 +44,8 @@ export class S3Service {
   ignoresConditions = false
   /** Listings of more than a few keys are cut short, and do not say where they go on. */
   forgetsTokens = false
+  /** The only access key that it knows, if it looks at that. */
+  accessKey: string | undefined
   requests: string[] = []
   readonly #server: Server
 
@@ -91,6 +97,17 @@ export class S3Service {
     if (fault === 'slow') return fail(response, 503, 'SlowDown')
     if (fault === 'internal') return fail(response, 500, 'InternalError')
     if (fault === 'denied') return fail(response, 403, 'AccessDenied')
+    if (fault === 'skewed') return fail(response, 403, 'RequestTimeTooSkewed')
+    if (fault === 'portal') return void response.end('<html>Welcome to our network</html>')
+    if (fault === 'elsewhere') {
+      response.writeHead(404, { 'content-type': 'text/html' })
+      return void response.end('<html>nothing here</html>')
+    }
+    if (
+      this.accessKey !== undefined &&
+      !request.headers.authorization?.includes(`Credential=${this.accessKey}/`)
+    )
+      return fail(response, 400, 'ExpiredToken')
     if (fault === 'conflict') return fail(response, 409, 'ConditionalRequestConflict')
     if (fault === 'absent') return fail(response, 404, 'NoSuchKey')
     const answer = this.#answer(method, key, request, Buffer.concat(pieces), url)
@@ -134,12 +151,13 @@ export class S3Service {
         if (found === undefined) return { status: 404, error: 'NoSuchKey' }
         const { bytes, metadata } = found
         const range = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '')
-        if (range === null) return { status: 200, headers: metadata, body: bytes, bytes: bytes.length }
+        const headers = { ...metadata, etag: '"e"' }
+        if (range === null) return { status: 200, headers, body: bytes, bytes: bytes.length }
         const from = Number(range[1])
         if (from >= bytes.length) return { status: 416, error: 'InvalidRange' }
         const body = bytes.subarray(from, Number(range[2]) + 1)
         const contentRange = `bytes ${from}-${from + body.length - 1}/${bytes.length}`
-        return { status: 206, headers: { ...metadata, 'content-range': contentRange }, body }
+        return { status: 206, headers: { ...headers, 'content-range': contentRange }, body }
       }
     }
   }

@@ -139,6 +139,71 @@ t.test('closing ends what is under way', async t => {
   await t.rejects(put, like({ kind: 'retry', message: /being closed/ }))
 })
 
+t.test('the page of a proxy or portal is no answer, whatever its status', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service, { attemptsMax: 3 })
+  await store.putIfAbsent('k', Buffer.from('v'))
+  const copy = join(t.testdir(), 'copy')
+  for (const fault of ['portal', 'elsewhere'] as const) {
+    service.fault = () => fault
+    const attempts: (() => Promise<unknown>)[] = [
+      () => store.putIfAbsent('new', Buffer.from('v')),
+      () => store.get('k'),
+      () => store.getRange('k', 0, 1),
+      () => store.list(''),
+    ]
+    for (const attempt of attempts)
+      await t.rejects(attempt(), like({ kind: 'retry' }), `${fault}: ${attempt}`)
+    service.fault = method => (method === 'GET' ? fault : undefined)
+    await t.rejects(store.getFile('k', copy), like({ kind: 'retry' }), fault)
+    // It passes.
+    let first = true
+    service.fault = () => {
+      const now = first ? fault : undefined
+      first = false
+      return now
+    }
+    t.equal((await store.get('k'))?.toString(), 'v')
+    first = true
+    t.equal((await store.list('')).length, fault === 'portal' ? 1 : 2)
+    first = true
+    t.equal(await store.putIfAbsent(fault, Buffer.from('v')), true)
+  }
+  t.equal(service.objects.has('p/new'), false)
+})
+
+t.test('clocks and credentials that are wrong for a while', async t => {
+  const service = await S3Service.start(t)
+  let accessKeyId = 'old'
+  const credentials = async () => ({ accessKeyId, secretAccessKey: 's' })
+  service.accessKey = 'old'
+  const store = await open(t, service, { attemptsMax: 3, credentials })
+  let skewed = 1
+  service.fault = () => (skewed-- > 0 ? 'skewed' : undefined)
+  t.equal(await store.putIfAbsent('a', Buffer.from('v')), true)
+  skewed = Infinity
+  await t.rejects(store.get('a'), like({ kind: 'retry', message: /set this machine's clock.*3 attempts/ }))
+  service.fault = () => undefined
+  // Rotated: what the process found at its start is no longer valid, and the new one lies where that was.
+  service.accessKey = 'new'
+  accessKeyId = 'new'
+  t.equal((await store.get('a'))?.toString(), 'v')
+  // Withdrawn: said clearly, and looked for anew once, not with every request.
+  service.accessKey = 'other'
+  service.requests = []
+  for (let i = 0; i < 3; i++)
+    await t.rejects(
+      store.get('a'),
+      like({ kind: 'internal', message: /credentials are no longer valid \(ExpiredToken\).*renew them/ }),
+    )
+  t.equal(service.requests.length, 3)
+})
+
+t.test('credentials do not belong into the address, and are not repeated', async t => {
+  const wrong = S3ObjectStore.open({ bucket: 'bucket', prefix: '', endpoint: 'http://key:hush@127.0.0.1:1' })
+  await t.rejects(wrong, like({ kind: 'invalid', message: /^(?!.*hush).*AWS_ACCESS_KEY_ID/ }))
+})
+
 t.test('compare-and-swap over lost replies, and objects that are listed and gone', async t => {
   const service = await S3Service.start(t)
   const one = new CasObject(await open(t, service), 'm', 'the object')
