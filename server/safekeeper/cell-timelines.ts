@@ -27,6 +27,7 @@ import { commandDraft, type Draft } from './draft.ts'
 import type { Driver } from './driver.ts'
 import type { CellLog } from './log/cell-log.ts'
 import { type LogEntry, NO_PAYLOAD } from './log/entry.ts'
+import { isDamage } from './log/unit-check.ts'
 import { TimelineReader } from './timeline-reader.ts'
 
 const TRIMS_EVERY_MS = 1000
@@ -258,18 +259,18 @@ export class CellTimelines {
   }
 
   private async chunkAt(id: TimelineId, lsn: Lsn): Promise<{ endLsn: Lsn; payloadCrc: number } | undefined> {
-    const cursor = this.log.timelineCursor(id, lsn)
     try {
-      const chunk = await cursor.next()
-      chunk?.release()
-      return chunk
+      // By index: what this disk has lost comes from the others at once.
+      const index = await this.log.firstIndexFrom(id, lsn)
+      const [entry] = index === undefined ? [] : await this.log.read(index, index, 0)
+      return entry?.beginLsn === lsn ? entry : undefined
     } catch (error) {
-      // Trimmed, or no chunk begins there: nothing to compare with.
-      if (error instanceof PalimpsestError && (error.kind === 'refresh' || error.kind === 'invalid'))
-        return undefined
+      // Trimmed: nothing to compare with.
+      if (error instanceof PalimpsestError && error.kind === 'refresh') return undefined
+      // Kind corrupt would be for good, and the writer has done nothing wrong. The status tells of the damage.
+      if (isDamage(error))
+        throw retryError(`what the log has there cannot be compared with: ${error.message}`)
       throw error
-    } finally {
-      cursor.close()
     }
   }
 

@@ -368,7 +368,7 @@ export class CellLog {
    */
   async readOwn(from: LogIndex, last: LogIndex, bytesMax: number): Promise<PackEntry[]> {
     if (from <= this.#base.index) return []
-    const entries = await readHere(this.#files, new Set(this.#voids), from, last, bytesMax)
+    const entries = await readHere(this.#files, this.#repair, new Set(this.#voids), from, last, bytesMax)
     return entries.filter(entry => this.#terms.termAt(entry.index) === entry.term)
   }
 

@@ -1,5 +1,5 @@
 /** Reads of the log by index where its files are damaged: what still reads back, and what others have. docs/log-format.md, "Repair". */
-import { retryError } from '../../shared/errors.ts'
+import { corruptError, retryError } from '../../shared/errors.ts'
 import type { LogIndex } from '../core/types.ts'
 import type { LogEntry } from './entry.ts'
 import type { LogFiles } from './log-files.ts'
@@ -21,15 +21,25 @@ export async function readAround(
 ): Promise<LogEntry[]> {
   const told = files.damaged(unit, error)
   if (!isDamage(error) || told === error) throw told
+  const before = await beforeDamage(from, to, last => unit.read(from, last, bytesMax))
+  return before ?? repair.fetch(unit, from, Math.min(to, unit.lastIndex), bytesMax)
+}
+
+/** What can be read of a range that cannot be read as a whole: its beginning; undefined if already its first entry cannot. */
+async function beforeDamage<E>(
+  from: number,
+  to: number,
+  read: (last: number) => Promise<E[]>,
+): Promise<E[] | undefined> {
   for (let last = to; last > from; ) {
     last = from + Math.floor((last - from) / 2)
     try {
-      return await unit.read(from, last, bytesMax)
-    } catch (again) {
-      if (!isDamage(again)) throw again
+      return await read(last)
+    } catch (error) {
+      if (!isDamage(error)) throw error
     }
   }
-  return repair.fetch(unit, from, Math.min(to, unit.lastIndex), bytesMax)
+  return undefined
 }
 
 /** Entries of a file of the log, and which are void: a pack tells that itself, of a raw segment's `voids` does. */
@@ -47,10 +57,12 @@ export async function readWithVoids(
 
 /**
  * Entries of the file that holds `from`, from this disk alone; none if no file does. `voids`: void entries of raw segments, as they are
- * when this is called: an entry that is packed while it is read leaves the log's own list.
+ * when this is called: an entry that is packed while it is read leaves the log's own list. Where the file is damaged: what lies before.
+ * Throws corrupt if already the first entry is and that is certain, retry while it is not: whoever asks has others to ask.
  */
 export async function readHere(
   files: LogFiles,
+  repair: LogRepair,
   voids: ReadonlySet<number>,
   from: LogIndex,
   last: LogIndex,
@@ -58,10 +70,15 @@ export async function readHere(
 ): Promise<PackEntry[]> {
   const unit = files.find(from)
   if (unit === undefined) return []
+  const to = Math.min(last, unit.lastIndex)
   try {
-    return await readWithVoids(unit, from, Math.min(last, unit.lastIndex), bytesMax, voids)
+    return await readWithVoids(unit, from, to, bytesMax, voids)
   } catch (error) {
     if (unit.retired) throw retryError(`the log's files have just changed: ask again`)
-    throw files.damaged(unit, error)
+    const told = files.damaged(unit, error)
+    if (!isDamage(error)) throw told
+    const before = await beforeDamage(from, to, until => readWithVoids(unit, from, until, bytesMax, voids))
+    if (before !== undefined && !unit.retired) return before
+    throw repair.isFound(unit) ? corruptError(`it is damaged there, too: ${error.message}`) : told
   }
 }

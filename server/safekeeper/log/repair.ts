@@ -128,6 +128,11 @@ export class LogRepair {
     return this.sources().length === 0
   }
 
+  /** Whether it was looked through, and is damaged: not a read that failed once. */
+  isFound(unit: LogUnit): boolean {
+    return this.#suspects.get(unit)?.isFound === true
+  }
+
   /** A file did not read back. Returns what its reader is to be told. */
   damaged(unit: LogUnit, error: unknown): unknown {
     if (!isDamage(error)) return error

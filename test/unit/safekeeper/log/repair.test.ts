@@ -2,6 +2,7 @@
 import t from 'tap'
 import { crc32c } from '../../../../protocol/crc32c.ts'
 import type { CellLog } from '../../../../server/safekeeper/log/cell-log.ts'
+import { entryBytes } from '../../../../server/safekeeper/log/entry.ts'
 import type { EntrySource, Fetched } from '../../../../server/safekeeper/log/repair.ts'
 import { retryError } from '../../../../server/shared/errors.ts'
 import {
@@ -478,6 +479,54 @@ t.test('a void entry that the others have dropped is lacked by nobody', async t 
   t.equal(await readTimeline(rig.log, 100), await readTimeline(other.log, 100))
   await rig.log.close()
   await other.log.close()
+})
+
+t.test('three disks, each damaged at another place of one stretch: each gives what it has', async t => {
+  const entries = someEntries()
+  /** With damage in the payloads of these entries of the first segment. */
+  const damagedAt = async (...indexes: number[]) => {
+    const made = await filled(entries, 'off')
+    await made.log.close()
+    const rig = await openLog(made.disk, {
+      appliedTo: 160,
+      packPolicy: { quietBytesPerSecond: 0, rawBytesMax: 1e12, rowsMax: 1e12 } as never,
+    })
+    const content = rig.disk.content(files(rig.disk, /[0-9]{20}\.seg$/)[0]!)
+    for (const index of indexes) {
+      const before = entries.slice(0, index - 1).reduce((sum, e) => sum + entryBytes(e.payload.length), 0)
+      content[4096 + before + 104 + 10]! ^= 1
+    }
+    return rig
+  }
+  const a = await damagedAt(2, 3, 4, 5)
+  const b = await damagedAt(4)
+  const c = await damagedAt(2)
+  a.log.repairFrom(
+    () => [source('b', b.log), source('c', c.log)],
+    () => true,
+  )
+  t.same(await entriesOf(a.log, 1, 160), entries)
+  await settled(a.log)
+  t.match(a.log.stats(), { damagedFiles: 0, damagesRepaired: 1 })
+  await a.log.close()
+  // Where nobody has an entry, that is found out, though each of them has others to ask.
+  const d = await damagedAt(4)
+  b.log.repairFrom(
+    () => [source('d', d.log)],
+    () => true,
+  )
+  d.log.repairFrom(
+    () => [source('b', b.log)],
+    () => true,
+  )
+  for (const { log } of [b, d]) {
+    await entriesOf(log, 1, 160).catch(() => {})
+    for (let i = 0; i < 2500 && !log.stats().damageProblem.includes('damaged there, too'); i++)
+      await new Promise(r => setTimeout(r, 2))
+    t.match(log.stats(), { damagedFiles: 1, damageProblem: /could not be fetched .*damaged there, too/ })
+    await t.rejects(entriesOf(log, 1, 160), like({ kind: 'corrupt' }))
+  }
+  for (const { log } of [b, c, d]) await log.close()
 })
 
 t.test('whoever was asked rests when the repair is over', async t => {
