@@ -102,6 +102,8 @@ export class LayerSet {
   readonly #explain: (error: unknown, layer: LayerEntry) => Promise<PalimpsestError>
   readonly #places = new Map<LayerEntry, number>()
   readonly #held: LayerFile[] = []
+  /** Copies that were thrown away, by the place of their layer. */
+  readonly #renewed = new Map<number, string[]>()
   readonly #done = Promise.withResolvers<void>()
   #released = false
 
@@ -156,9 +158,12 @@ export class LayerSet {
   renew(places: Iterable<number>, message: string): boolean {
     let any = false
     for (const place of places) {
+      // Others who read the set at the same time may have found out before.
+      any ||= this.#renewed.get(place)?.some(path => isNamed(path, message)) ?? false
       const source = this.sources[place]!
-      if (source.path === undefined || !message.includes(source.path)) continue
+      if (source.path === undefined || !isNamed(source.path, message)) continue
       if (!this.#store.renew(this.entries[place]!, source.path)) continue
+      this.#renewed.set(place, [...(this.#renewed.get(place) ?? []), source.path])
       this.sources[place] = { ...source, path: undefined }
       any = true
     }
@@ -171,6 +176,13 @@ export class LayerSet {
     for (const file of this.#held) this.#store.release(file)
     this.#done.resolve()
   }
+}
+
+/** Names of copies end in a number, of which another's may be the beginning. */
+function isNamed(path: string, message: string): boolean {
+  for (let at = message.indexOf(path); at >= 0; at = message.indexOf(path, at + 1))
+    if (!/^[0-9]/.test(message.slice(at + path.length, at + path.length + 1))) return true
+  return false
 }
 
 export function missingLayer(key: string, store: ObjectStore): PalimpsestError {

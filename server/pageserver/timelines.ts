@@ -140,26 +140,34 @@ export class Timelines {
     if (passing.length === 0 || this.#retrying) return
     this.#retrying = true
     await this.#changes.run(async () => {
-      for (const id of passing)
+      for (const id of passing) {
+        // Deleted meanwhile, and perhaps made again.
+        if (this.#closing || !this.#broken.has(id)) continue
         try {
-          if (this.#closing) return
           const manifest = await this.#claim(id)
           if (manifest !== undefined) await this.#takeOver(manifest)
           this.#broken.delete(id)
           this.#env.log.info({ timeline: id }, 'a timeline could be opened after all')
         } catch (error) {
           await this.#cannotOpen(id, error)
+          // While the store is away each attempt takes long, and whoever wants to change something waits. The next time
+          // it is the others' turn first.
+          break
         }
+      }
     })
     this.#retrying = false
   }
 
   async #cannotOpen(id: TimelineId, thrown: unknown): Promise<void> {
     const error = toPalimpsestError(thrown, `timeline ${id} could not be opened`)
+    const before = this.#broken.get(id)
     const manifest = this.#claims.get(id)?.found
-    const name = manifest?.name ?? (await nameOf(this.#env.store, id))
+    const name = manifest?.name ?? before?.name ?? (await nameOf(this.#env.store, id))
+    this.#broken.delete(id)
     this.#broken.set(id, { id, name, manifest, error })
-    this.#env.log.error({ err: error, timeline: id, timelineName: name }, 'a timeline could not be opened')
+    if (before?.error.message !== error.message)
+      this.#env.log.error({ err: error, timeline: id, timelineName: name }, 'a timeline could not be opened')
   }
 
   /** The timeline that a branch began as. Throws if that could not be opened. */

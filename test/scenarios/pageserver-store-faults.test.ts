@@ -170,7 +170,8 @@ t.test('what another page server has opened meanwhile is not taken away from it'
   const other = (await ManifestStore.claim(store, TIMELINE))!
   await timelines.retryBroken()
   t.equal((await ManifestStore.read(store, TIMELINE))!.generation, other.current.generation)
-  await t.rejects(rig.show(), { message: /another page server owns timeline zoo/ })
+  t.match((await rig.show()).lastError, /could not be opened: another page server owns timeline zoo/)
+  await t.rejects(rig.pages(0, [[0, 0]]), { message: /another page server owns timeline zoo/ })
 })
 
 t.test('a manifest that would contradict itself stops its timeline alone, and says so', async t => {

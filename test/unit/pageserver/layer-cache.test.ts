@@ -2,6 +2,9 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { join } from 'node:path'
 import t from 'tap'
 import { LayerCache } from '../../../server/pageserver/layer-cache.ts'
+import { LayerSet } from '../../../server/pageserver/layer-store.ts'
+import type { LayerEntry } from '../../../server/pageserver/manifest.ts'
+import type { PalimpsestError } from '../../../server/shared/errors.ts'
 import { silentLog } from '../../../server/shared/log.ts'
 import { MemoryObjectStore } from '../../support/memory-object-store.ts'
 
@@ -172,5 +175,28 @@ t.test('a download that cannot be kept leaves no file', async t => {
   rmSync(join(dir, 'layers'), { recursive: true })
   await t.rejects(cache.fetch(layer('a')), /caching layer/)
   t.same(readdirSync(join(dir, 'partial')), [])
+  await cache.close()
+})
+
+t.test('of several readers of one damaged copy none takes the layer for damaged', async t => {
+  const { cache, has } = setUp(t.testdir())
+  has('a')
+  const entry = { ...layer('a'), kind: 'delta', lsnStart: 0, lsnEnd: 1 } as unknown as LayerEntry
+  const set = new LayerSet(cache, async error => error as PalimpsestError)
+  const place = set.add(entry)
+  await set.fetchAll()
+  const damage = `layer file ${set.sources[place]!.path}, byte 7: block 0 does not match its CRC-32C`
+  t.ok(set.renew([place], damage))
+  t.ok(set.renew([place], damage), 'another page of the same task')
+  await set.fetchAll()
+  t.ok(set.renew([place], damage), 'a task that began before')
+  const again = `layer file ${set.sources[place]!.path}, byte 7: block 0 does not match its CRC-32C`
+  t.not(again, damage)
+  t.notOk(set.renew([place], again), 'the layer itself')
+  t.notOk(
+    set.renew([place], damage.replace(', byte', '9, byte')),
+    'another copy, whose number begins like that',
+  )
+  set.release()
   await cache.close()
 })
