@@ -3,7 +3,7 @@
  * is there, with the right bytes, and what it said was cut is not. PALIMPSEST_KILLS sets how often (8 unless told).
  */
 import { spawn } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -19,8 +19,13 @@ const KILLS = Number(process.env['PALIMPSEST_KILLS'] ?? 8)
 const SEGMENT_BYTES = 256 * 1024
 const CHILD = fileURLToPath(new URL('../support/cell-log-child.ts', import.meta.url))
 
-/** Runs a child until it is killed; what it said, line by line. Only whole lines count. */
-async function runAndKill(dir: string, seed: number, ms: number): Promise<string[]> {
+function packsIn(dir: string): string[] {
+  return existsSync(dir) ? readdirSync(dir).filter(file => file.endsWith('.pack')) : []
+}
+
+/** Runs a child until it is killed, `afterPack`: not before it has made a pack; what it said, line by line. Only whole lines count. */
+async function runAndKill(dir: string, seed: number, ms: number, afterPack: boolean): Promise<string[]> {
+  const before = new Set(packsIn(dir))
   const child = spawn(process.execPath, [CHILD, dir, String(SEGMENT_BYTES), String(seed)], {
     stdio: ['ignore', 'pipe', 'inherit'],
   })
@@ -36,6 +41,8 @@ async function runAndKill(dir: string, seed: number, ms: number): Promise<string
   const ended = new Promise<number | null>(resolve => child.once('close', code => resolve(code)))
   const early = await Promise.race([flushing.then(() => undefined), ended])
   if (early !== undefined) throw new Error(`the process ended by itself, with ${early}`)
+  while (afterPack && child.exitCode === null && packsIn(dir).every(file => before.has(file)))
+    await new Promise(resolve => setTimeout(resolve, 10))
   await new Promise(resolve => setTimeout(resolve, ms))
   child.kill('SIGKILL')
   if ((await ended) !== null) throw new Error('the process ended by itself')
@@ -47,7 +54,7 @@ t.test(`${KILLS} kills`, { timeout: 60_000 + KILLS * 10_000 }, async t => {
   t.teardown(() => rmSync(join(dir, '..'), { recursive: true, force: true }))
   let packs = 0
   for (let round = 1; round <= KILLS; round++) {
-    const lines = await runAndKill(dir, round * 7919, Math.random() * 400)
+    const lines = await runAndKill(dir, round * 7919, Math.random() * 400, round % 2 === 0)
     let flushed = 0
     let term = 0
     // A cut that was asked for and not yet said to be done may or may not have happened.
