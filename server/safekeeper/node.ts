@@ -1,12 +1,11 @@
 /**
- * One safekeeper: what is in its folder, its way into a cell, and then the parts that make it a member: log, consensus, peers,
- * state. docs/consensus.md is the design.
+ * One safekeeper: what is in its folder, its way into a cell, what others ask of it, and its end. The parts that make it a member
+ * (log, consensus, peers, state) are node-member.ts's. docs/consensus.md is the design.
  */
 import { join } from 'node:path'
 import type { Connection } from '../../protocol/connection.ts'
 import { type Address, type DialOptions, dial } from '../../protocol/dial.ts'
 import {
-  type CellMember,
   type CellStatusReply,
   type Message,
   MessageType,
@@ -20,31 +19,21 @@ import {
 } from '../../protocol/messages.ts'
 import { invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
 import type { IncomingRequest, RequestContext } from '../shared/listener.ts'
-import type { Log } from '../shared/log.ts'
-import type { MetricsPart } from '../shared/metrics.ts'
-import type { ObjectStore } from '../shared/object-store.ts'
-import type { Clock, Disk } from '../shared/seams.ts'
-import { Backup } from './backup.ts'
-import { BACKUP_NOTE, backupNote } from './backup-note.ts'
+import { backupNote } from './backup-note.ts'
 import { findCell, type Seed } from './bootstrap.ts'
-import { CellState, decodeMembership } from './cell-state.ts'
-import { CellTimelines } from './cell-timelines.ts'
-import { createCore } from './core/consensus.ts'
-import type { CoreTiming, LogIndex, Membership, NodeId, Role, Term } from './core/types.ts'
-import { Driver } from './driver.ts'
+import type { CellTimelines } from './cell-timelines.ts'
+import type { LogIndex, NodeId, Role, Term } from './core/types.ts'
+import type { Driver } from './driver.ts'
 import { type ForwardedReply, Forwarder } from './forward.ts'
 import { CellLog, type CellLogStats } from './log/cell-log.ts'
-import type { PackRunner } from './log/packer.ts'
-import { SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_EVERY_MS_DEFAULT } from './log/scrub.ts'
-import { MemberAddresses } from './member-addresses.ts'
-import { Members } from './members.ts'
+import type { Members } from './members.ts'
 import { type NodeFile, NodeFiles, nameOf } from './node-files.ts'
-import { openNodeLog } from './node-log.ts'
+import { type Member, makeMember } from './node-member.ts'
 import { NodeMetrics } from './node-metrics.ts'
-import { NodeRepair } from './node-repair.ts'
-import { Peers } from './peers.ts'
+import type { CellNodeOptions } from './node-options.ts'
+import { nodeStatus } from './node-status.ts'
+import type { Peers } from './peers.ts'
 import { answerFetch } from './repair-sources.ts'
-import { Snapshots } from './snapshots.ts'
 
 /** Frames among peers: an entry of the largest frame that a client may send, and its header. */
 const PEER_FRAME_BYTES_MAX = 32 * 1024 * 1024
@@ -55,55 +44,6 @@ const HOUSEKEEPING_MS = 500
 const RETIRE_MS = 1000
 /** Rounds of housekeeping. */
 const TRIM_EVERY = 4
-
-export interface CellNodeOptions {
-  readonly dir: string
-  /** 1 to 32 of letters, digits, `_` and `-`. */
-  readonly name: string
-  /** Where others reach this node; asked for again each time, since a port may be known only later. */
-  readonly address: () => string
-  readonly zone: string
-  /** First members of the cell by name, this node among them; none: a cell of its own, or see `join`. */
-  readonly peers: ReadonlyMap<string, Address>
-  /** Nodes of a cell that this one shall be added to. */
-  readonly join: readonly Address[]
-  readonly disk: Disk
-  readonly clock: Clock
-  /** So many random bytes as hexadecimal digits. */
-  readonly randomHex: (bytes: number) => string
-  readonly random: () => number
-  readonly log: Log
-  readonly segmentBytes: number | undefined
-  /** What packs sealed segments; this thread unless told. */
-  readonly packs?: PackRunner | undefined
-  /** How this node dials others: its TLS, its token. */
-  readonly dial: DialOptions
-  /** Opens a connection to another safekeeper; over TCP unless told. */
-  readonly connect?: ((address: Address, options: DialOptions) => Promise<Connection>) | undefined
-  /** Runs a function after the events of this turn; setImmediate unless told. */
-  readonly soon?: ((run: () => void) => void) | undefined
-  readonly timing: Partial<CoreTiming> | undefined
-  readonly metrics: MetricsPart | undefined
-  /** Where the cell's log is kept as well; store null: nowhere any more; undefined: as it was, by others. */
-  readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs: number } | undefined
-  /** How the log is looked through for damage; 8 MiB/s, every 6 hours at most, unless told. */
-  readonly scrub?: { readonly bytesPerSecond: number; readonly everyMs: number } | undefined
-  readonly onFatal: (error: Error) => void
-}
-
-/** What there is once the node is in a cell. */
-interface Member {
-  readonly cellId: string
-  readonly log: CellLog
-  readonly driver: Driver
-  readonly peers: Peers
-  readonly timelines: CellTimelines
-  readonly members: Members
-  readonly addresses: MemberAddresses
-  readonly snapshots: Snapshots
-  readonly backup: Backup | undefined
-  readonly repair: NodeRepair
-}
 
 export class CellNode {
   private readonly options: CellNodeOptions
@@ -242,185 +182,36 @@ export class CellNode {
   /** In a cell: reads the log and takes part. */
   private async begin(): Promise<void> {
     const { options, files, node } = this
-    const { disk, clock, dir, log: logger, segmentBytes } = options
-    const { cellId, seed } = node
-    const seedMembership: Membership = { voters: seed.map(({ nodeId }) => nodeId), learners: [] }
-    let { recovering } = node
-    const { log, start, state, kept, lostOldest } = await openNodeLog({
+    const { log: logger } = options
+    const member = await makeMember({
+      options,
       files,
-      isRecovering: node.recovering,
-      logger,
-      self: node.nodeId,
-      open: {
-        disk,
-        clock,
-        dir: join(dir, 'log'),
-        log: logger,
-        ...(segmentBytes !== undefined && { segmentBytes }),
-        ...(options.packs !== undefined && { packs: options.packs }),
-        onFatal: error => driver.fail(error),
-      },
-      first: () => {
-        const state = new CellState(seedMembership)
-        for (const { nodeId, address, zone } of seed) state.nodes.set(nodeId, { address, zone })
-        return state
-      },
+      node,
+      self: () => this.self,
+      dial: address => this.dial(address),
       recover: async () => {
-        recovering = true
-        this.node = { ...node, recovering }
+        this.node = { ...node, recovering: true }
         await files.saveNode(this.node)
       },
+      onRole: (role, leader) => this.onRole(role, leader),
     })
-    const base = log.base
-    const hardState = await files.loadVote()
-    const baseMembership =
-      kept.length > 0 ? (await files.loadSnapshot(kept[0]!.index)).membership : seedMembership
-    const memberships = [
-      { index: Math.max(base.index, 0) as LogIndex, membership: baseMembership },
-      ...start.memberships
-        .filter(at => at.index > base.index && at.index <= log.lastIndex)
-        .map(at => ({ index: at.index, membership: decodeMembership(at.payload) })),
-    ]
-    const core = createCore({
-      self: node.nodeId,
-      hardState,
-      base,
-      applied: state.last.index,
-      runs: log.lastIndex === base.index ? [] : start.runs,
-      memberships,
-      recovering,
-      nowMs: clock.monotonicMs(),
-      seed: Math.floor(options.random() * 0x7fffffff),
-      timing: options.timing,
-    })
-    const snapshots = new Snapshots(files, log, kept, logger, segmentBytes)
-    snapshots.lostOldest = lostOldest
-    snapshots.awaitsBackup = (options.backup?.store ?? null) !== null
-    const peers = new Peers({
-      cellId,
-      self: this.self,
-      clock,
-      random: options.random,
-      log: logger,
-      dial: address => this.dial(address),
-      onMessage: (from, message) => driver.receive(from, message),
-      onEntries: (from, message, bulk) => driver.receiveEntries(from, message, bulk),
-      onSnapshot: (from, term, last, bytes) => driver.receiveSnapshot(from, term, last, bytes),
-      onLost: peer => driver.peerLost(peer),
-      onSeen: seen => members.onSeen(seen),
-      onSubscribed: seen => {
-        members.onSeen(seen)
-        addresses.onSubscribed(seen)
-      },
-    })
-    const driver: Driver = new Driver({
-      core,
-      self: node.nodeId,
-      log,
-      files,
-      transport: peers,
-      clock,
-      state,
-      logger,
-      events: {
-        onApplied: (entry, result) => {
-          snapshots.applied(entry.payload.length)
-          const command = driver.state.lastCommand
-          backup?.applied(
-            entry.index,
-            entry.payload.length,
-            command?.do === 'note' && command.key === BACKUP_NOTE,
-          )
-          timelines.applied(entry, result)
-          if (command?.do === 'node') addresses.aim()
-        },
-        onRole: (role, _, leader) => this.onRole(role, leader),
-        onMembership: (membership, committed) => {
-          members.onMembership(membership, committed)
-          addresses.aim()
-        },
-        onInstalled: () => {
-          timelines.installed()
-          addresses.aim()
-        },
-      },
-      snapshotToSend: () => snapshots.toSend(),
-      onUnreadable: peer => repair.unreadable(peer),
-      keepSnapshot: (last, bytes) => snapshots.replaceAll(last, bytes),
-      onFatal: error => options.onFatal(error),
-      soon: options.soon,
-    })
-    const timelines = new CellTimelines(driver, log, clock, logger)
-    const newest = memberships.at(-1)!.membership
-    const members = new Members(
-      {
-        driver,
-        cellId,
-        seed,
-        self: this.self,
-        clock,
-        log: logger,
-        dial: address => this.dial(address),
-        isConnected: id => peers.isConnected(id),
-      },
-      newest,
-      memberships.map(({ membership }) => membership),
+    this.member = member
+    const { cellId, log, driver, timelines, addresses, backup } = member
+    const note = backupNote(driver.state)
+    logger.info(
+      { nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: driver.hardState.term },
+      'in a cell',
     )
-    const addresses = new MemberAddresses({
-      cellId,
-      self: () => this.self,
-      configured: options.peers,
-      join: options.join,
-      driver,
-      members,
-      dial: address => this.dial(address),
-      subscribeAt: targets => peers.setTargets(targets),
-    })
-    const backup: Backup | undefined =
-      options.backup &&
-      new Backup({
-        ...options.backup,
-        cellId,
-        driver,
-        log,
-        snapshots,
-        clock,
-        logger,
-        randomHex: options.randomHex,
-        soon: options.soon,
-      })
-    const repair = new NodeRepair({
-      self: node.nodeId,
-      cellId,
-      driver,
-      log,
-      members,
-      snapshots,
-      files,
-      store: options.backup?.store ?? undefined,
-      addressOf: id => addresses.addressOf(id),
-      clock,
-      logger,
-      dial: address => this.dial(address),
-      isConnected: id => peers.isConnected(id),
-      scrub: options.scrub ?? {
-        bytesPerSecond: SCRUB_BYTES_PER_SECOND_DEFAULT,
-        everyMs: SCRUB_EVERY_MS_DEFAULT,
-      },
-      random: options.random,
-    })
-    this.member = { cellId, log, driver, peers, timelines, members, addresses, snapshots, backup, repair }
-    logger.info({ nodeId: node.nodeId, cellId, lastIndex: log.lastIndex, term: hardState.term }, 'in a cell')
     addresses.aim()
     void driver.run()
     void timelines.run()
     if (backup !== undefined) void backup.run()
-    else if (backupNote(state) !== undefined)
+    else if (note !== undefined)
       logger.warn(
-        { note: backupNote(state) },
+        { note },
         'this cell has a backup, which this node does not go on with; nothing behind its end is trimmed (--backup, or --backup none)',
       )
-    void this.housekeeping(this.member)
+    void this.housekeeping(member)
   }
 
   private onRole(role: Role, leader: NodeId | undefined): void {
@@ -589,56 +380,8 @@ export class CellNode {
   }
 
   status(): CellStatusReply {
-    const { member, options } = this
-    const base = {
-      type: MessageType.CellStatusReply,
-      nodeId: this.nodeId,
-      cellId: this.node.cellId,
-      zone: options.zone,
-    } as const
-    if (member === undefined)
-      return {
-        ...base,
-        role: 'waiting',
-        term: 0,
-        leader: '',
-        leaderAddress: '',
-        leaderSilentMs: undefined,
-        beginIndex: 0,
-        lastIndex: 0,
-        flushedIndex: 0,
-        commitIndex: 0,
-        appliedIndex: 0,
-        diskBytes: 0,
-        rawBytes: 0,
-        storedBytes: 0,
-        timelines: 0,
-        writable: true,
-        lastError: '',
-        members: [],
-      }
-    const { driver, log } = member
-    const stats = log.stats()
-    return {
-      ...base,
-      role: driver.role,
-      term: driver.term,
-      leader: driver.leader ?? '',
-      leaderAddress: this.leaderAddress,
-      leaderSilentMs: driver.leaderSilentMs,
-      beginIndex: log.beginIndex,
-      lastIndex: log.lastIndex,
-      flushedIndex: log.flushed.index,
-      commitIndex: driver.commitIndex,
-      appliedIndex: driver.state.last.index,
-      diskBytes: stats.diskBytes,
-      rawBytes: stats.packedRawBytes,
-      storedBytes: stats.packedBytes,
-      timelines: driver.state.timelines.size,
-      writable: driver.writable,
-      lastError: log.lastError || stats.damageProblem,
-      members: describeMembers(member, this.nodeId),
-    }
+    const { nodeId, member, options, leaderAddress } = this
+    return nodeStatus({ nodeId, cellId: this.node.cellId, zone: options.zone, leaderAddress }, member)
   }
 
   async close(reason: PalimpsestError): Promise<void> {
@@ -678,20 +421,4 @@ export class CellNode {
 
 function overTcp(address: Address, options: DialOptions): Promise<Connection> {
   return dial([address], ServerRole.SAFEKEEPER, options)
-}
-
-function describeMembers({ driver, members, addresses }: Member, self: NodeId): CellMember[] {
-  const { voters, outgoing = [], learners } = members.membership
-  const kinds = new Map<NodeId, CellMember['kind']>()
-  for (const id of outgoing) kinds.set(id, 'outgoing')
-  for (const id of learners) kinds.set(id, 'learner')
-  for (const id of voters) kinds.set(id, 'voter')
-  return [...kinds].map(([nodeId, kind]) => ({
-    nodeId,
-    address: addresses.addressOf(nodeId),
-    zone: driver.state.nodes.get(nodeId)?.zone ?? '',
-    kind,
-    matchIndex: driver.role === 'leader' ? driver.matchOf(nodeId) : 0,
-    silentMs: nodeId === self ? 0 : driver.silentMs(nodeId),
-  }))
 }
