@@ -10,7 +10,7 @@
  * - states: two nodes that have applied the same index have the same state;
  * - commit and applied index of a process never fall;
  * - fencing: an epoch is given out once; no append succeeds that was sent after a newer epoch was known;
- * - trimming: no node gives up what a consumer has not made durable, or what the backup does not hold (node-sim.ts);
+ * - trimming: no node gives up what a consumer has not made durable, or what the backup does not hold (node-backup.ts);
  * - backup: a cell that is made again from it has all that was acknowledged and noted as backed up, and nothing else (restore.ts);
  * - a deleted timeline stays deleted.
  */

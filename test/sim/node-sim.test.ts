@@ -1,7 +1,8 @@
 import { execFileSync } from 'node:child_process'
 import t from 'tap'
-import { NODE_CANARIES, type NodeSimResult, runNodeSim } from './node-sim.ts'
+import { type NodeSimResult, runNodeSim } from './node-sim.ts'
 import { NODE_REGRESSION_SEEDS } from './seeds.ts'
+import { NODE_CANARIES } from './sim-cell.ts'
 
 /** Seeds in which each canary must be caught. */
 const CANARY_SEEDS = 10

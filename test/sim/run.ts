@@ -4,7 +4,8 @@
 import { parseArgs } from 'node:util'
 import { CANARIES } from './canaries.ts'
 import { runCoreSim } from './core-sim.ts'
-import { NODE_CANARIES, type NodeCanaryName, runNodeSim } from './node-sim.ts'
+import { runNodeSim } from './node-sim.ts'
+import { NODE_CANARIES, type NodeCanaryName } from './sim-cell.ts'
 
 const HELP = `npm run sim -- [OPTIONS]
 
