@@ -121,3 +121,42 @@ export class Crc32cOfBuffer {
     return ~c >>> 0
   }
 }
+
+const POLYNOMIAL = 0x82f63b78 | 0
+
+/** The polynomial is (x + 1) times one of degree 31 that is primitive: x^(2^31) is x again. */
+const POWERS_PERIOD = 31
+/** x^(2^k) modulo the polynomial, in the reflected order of bits: bit 31 is x^0. */
+const POWERS = buildPowers()
+
+function buildPowers(): Int32Array {
+  const powers = new Int32Array(POWERS_PERIOD)
+  let p = 1 << 30
+  for (let k = 0; k < POWERS_PERIOD; k++) {
+    powers[k] = p
+    p = multiply(p, p)
+  }
+  return powers
+}
+
+/** The product of two polynomials over GF(2), modulo ours. */
+function multiply(a: number, b: number): number {
+  let product = 0
+  for (; a !== 0; a <<= 1) {
+    product ^= (a >> 31) & b
+    b = (b >>> 1) ^ (-(b & 1) & POLYNOMIAL)
+  }
+  return product
+}
+
+/**
+ * CRC-32C of two ranges one behind the other, from theirs and the length of the second, without looking at a byte: some tenths of a
+ * microsecond, so it pays from a kilobyte on.
+ */
+export function crc32cCombine(first: number, second: number, secondBytes: number): number {
+  let shifted = first
+  // By x^(8 × bytes): a factor for each bit of the length.
+  for (let k = 3, bytes = secondBytes; bytes > 0; k++, bytes = Math.floor(bytes / 2))
+    if (bytes % 2 === 1) shifted = multiply(POWERS[k % POWERS_PERIOD]!, shifted)
+  return (shifted ^ second) >>> 0
+}

@@ -10,6 +10,7 @@
  * connection whose other end has vanished without a word is noticed.
  */
 import type { Connection } from '../../protocol/connection.ts'
+import { crc32cCombine } from '../../protocol/crc32c.ts'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
 import {
   MessageType,
@@ -156,7 +157,13 @@ export class Peers implements PeerTransport {
     lane.pending += bytes
     lane.ctx.reply(
       { type: MessageType.PeerAppend, ...head, entries },
-      { bulk: payloads, more: true, soon: true, sent: () => this.sent(peer!, lane, bytes) },
+      {
+        bulk: payloads,
+        bulkCrc: crcOf(entries),
+        more: true,
+        soon: true,
+        sent: () => this.sent(peer!, lane, bytes),
+      },
     )
   }
 
@@ -329,6 +336,14 @@ export class Peers implements PeerTransport {
       for (const lane of Object.values(peer.lanes)) lane.ctx.connection.destroy()
     }
   }
+}
+
+/** Of the payloads, one behind the other, as their makers computed it: whoever receives them checks all the way from there. */
+function crcOf(entries: readonly PeerEntry[]): number {
+  let crc = 0
+  for (const { payloadBytes, payloadCrc } of entries)
+    if (payloadBytes > 0) crc = crc32cCombine(crc, payloadCrc, payloadBytes)
+  return crc
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

@@ -1,5 +1,11 @@
 import t from 'tap'
-import { CRC32C_NATIVE_BYTES_MIN, Crc32cOfBuffer, crc32c, crc32cTables } from '../../../protocol/crc32c.ts'
+import {
+  CRC32C_NATIVE_BYTES_MIN,
+  Crc32cOfBuffer,
+  crc32c,
+  crc32cCombine,
+  crc32cTables,
+} from '../../../protocol/crc32c.ts'
 
 t.test('known answers (RFC 3720, B.4)', async t => {
   const sum = (bytes: Uint8Array) => crc32c(bytes, 0, bytes.length)
@@ -54,4 +60,21 @@ t.test('all ways give the same number, at every alignment, in shared memory, wit
     if (bound.sum(buf.length - 9, buf.length) !== bitwise(buf, buf.length - 9, buf.length, 0)) wrong++
   }
   t.equal(wrong, 0)
+})
+
+t.test('of two ranges, from the sums of both', async t => {
+  const bytes = Uint8Array.from({ length: 300_000 }, (_, i) => (i * 2654435761) >>> 11)
+  for (const cut of [0, 1, 2, 3, 63, 64, 4095, 4096, 65_537, 262_144, 299_999, 300_000])
+    t.equal(
+      crc32cCombine(crc32c(bytes, 0, cut), crc32c(bytes, cut, bytes.length), bytes.length - cut),
+      crc32c(bytes, 0, bytes.length),
+      `cut at ${cut}`,
+    )
+  // Longer than any range that can be had in memory here: a gibibyte of zeros, made of its halves.
+  let zeros = crc32c(new Uint8Array(1), 0, 1)
+  for (let length = 1; length < 2 ** 30; length *= 2) zeros = crc32cCombine(zeros, zeros, length)
+  const one = crc32c(new Uint8Array(1 << 20), 0, 1 << 20)
+  let again = one
+  for (let i = 1; i < 1024; i++) again = crc32cCombine(again, one, 1 << 20)
+  t.equal(again, zeros)
 })
