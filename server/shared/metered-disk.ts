@@ -16,7 +16,7 @@ export function meteredDisk(disk: Disk, part: MetricsPart): Disk {
     throw error
   }
   const metered = (file: DiskFile): DiskFile => ({
-    write: (buffers, position) => file.write(buffers, position).catch(failed),
+    write: (buffers, position, pastCache) => file.write(buffers, position, pastCache).catch(failed),
     read: (target, position) => file.read(target, position).catch(failed),
     datasync: async () => {
       const since = performance.now()

@@ -17,8 +17,11 @@ export interface Clock {
  * after a failed `datasync` the file's content is unknown and the process must not go on with it.
  */
 export interface DiskFile {
-  /** Writes all of the buffers, one after the other, from `position`. */
-  write(buffers: readonly Uint8Array[], position: number): Promise<void>
+  /**
+   * Writes all of the buffers, one after the other, from `position`. `pastCache`: megabytes that nobody will read soon; zeros may
+   * come behind them, up to the next multiple of 4096 in a file that is as long. Never while another write of the file is under way.
+   */
+  write(buffers: readonly Uint8Array[], position: number, pastCache?: boolean): Promise<void>
   /** Fills `target` from `position`; returns fewer bytes only at the end of the file. */
   read(target: Uint8Array, position: number): Promise<number>
   datasync(): Promise<void>

@@ -103,8 +103,14 @@ export class MemoryDisk implements Disk {
     } else if (content === undefined) throw fault('ENOENT')
     const file = content
     return {
-      write: async (buffers, position) => {
-        const data = Buffer.concat(buffers)
+      write: async (buffers, position, pastCache = false) => {
+        let data = Buffer.concat(buffers)
+        if (pastCache) {
+          // As whoever writes whole blocks does.
+          const end = position + data.length
+          const padding = Math.min(-end & 4095, Math.max(0, file.bytes.length - end))
+          data = Buffer.concat([data, Buffer.alloc(padding)])
+        }
         this.hook('write', path, data.length)
         await Promise.resolve()
         const end = position + data.length

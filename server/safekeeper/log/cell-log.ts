@@ -23,6 +23,7 @@ import { PACK_AT_ONCE, PACK_WHEN_QUIET, type PackPolicy } from './pack-policy.ts
 import { boundaryInPacks, seekInPacks } from './pack-search.ts'
 import { inlinePackRunner, type PackRunner } from './packer.ts'
 import { type NeededFrom, Packing } from './packing.ts'
+import { RawSegment } from './raw-segment.ts'
 import { readAround, readHere } from './read-around.ts'
 import { ReadWindows } from './read-windows.ts'
 import type { Damage, EntryVisitor } from './recovery.ts'
@@ -41,6 +42,8 @@ export type { TimelineChunk, TimelineCursor } from './timeline-cursor.ts'
 const RESERVE_BYTES_DEFAULT = 8 * 1024 * 1024
 /** What an append costs besides its bytes, in the time of so many bytes. */
 const APPEND_TRAFFIC_BYTES = 8192
+/** For so long after a read of raw segments, others are expected. */
+const READ_BACK_MS = 10_000
 /** How often a read begins again because the file that it read was replaced in the meantime. */
 const READ_ATTEMPTS_MAX = 8
 
@@ -116,6 +119,10 @@ export class CellLog {
   readonly #cache: PackCache
   readonly #packing: Packing | undefined
   readonly #windows = new ReadWindows()
+  readonly #clock: Clock
+  /** When raw segments were last read; how many reads of readers were known then. */
+  #readMs = Number.NEGATIVE_INFINITY
+  #readsSeen = 0
   readonly #repair: LogRepair
   readonly #scrub: LogScrub
   /** Redo written, each entry a little more than it has, and read by timelines' readers. */
@@ -145,6 +152,7 @@ export class CellLog {
     tail: Tail,
   ) {
     this.#ledger = ledger
+    this.#clock = options.clock
     this.#cache = cache
     this.#files = files
     this.#terms = terms
@@ -156,6 +164,7 @@ export class CellLog {
       onFlushed: id => this.onFlushed(id),
       onWritable: writable => this.onWritable(writable),
       onRolled: () => this.#packing?.kick(),
+      isReadBack: () => this.#isReadBack(),
       onFatal: error => options.onFatal(error),
     })
     const { packs = inlinePackRunner(options.disk), packLevel = PACK_LEVEL_DEFAULT } = options
@@ -347,6 +356,7 @@ export class CellLog {
       const unit = this.#files.find(from)
       try {
         if (unit === undefined) throw internalError(`no file of the log holds entry ${from}`)
+        if (unit instanceof RawSegment) this.#readMs = this.#clock.monotonicMs()
         const entries = await unit.read(from, to, bytesMax)
         // Cut off, and perhaps given out again, while we read.
         const good = entries.findIndex(entry => this.#terms.termAt(entry.index) !== entry.term)
@@ -360,6 +370,16 @@ export class CellLog {
       if (attempt >= READ_ATTEMPTS_MAX)
         throw internalError(`entry ${from} cannot be read: the log changes too fast`)
     }
+  }
+
+  /** Whether raw segments were read of late: then what is written now will probably be read soon too, and belongs into the kernel's cache. */
+  #isReadBack(): boolean {
+    const nowMs = this.#clock.monotonicMs()
+    if (this.#windows.taken !== this.#readsSeen) {
+      this.#readsSeen = this.#windows.taken
+      this.#readMs = nowMs
+    }
+    return nowMs - this.#readMs < READ_BACK_MS
   }
 
   /**

@@ -19,6 +19,12 @@ import type { TermList } from './term-list.ts'
 /** Bytes of one batch: bounds how long those that come after it wait for its sync. */
 const BATCH_BYTES_MAX = 16 * 1024 * 1024
 const BATCH_ENTRIES_MAX = 4096
+/**
+ * A batch of so many bytes, or of an eighth of a segment, goes past the kernel's cache, unless the log is being read from the disk:
+ * smaller ones gain nothing.
+ */
+const PAST_CACHE_BYTES_MIN = 512 * 1024
+const PAST_CACHE_SEGMENT_PART = 8
 /** Newest entries kept in memory for readers at the tail. */
 const RECENT_BYTES_MAX = 16 * 1024 * 1024
 const RECENT_ENTRIES_MAX = 16384
@@ -37,6 +43,8 @@ export interface WriterEvents {
   /** false: the disk is full, and what did not fit is gone from the log's end. */
   onWritable(writable: boolean): void
   onRolled(): void
+  /** Whether what is written is likely to be read from the disk soon. */
+  isReadBack(): boolean
   onFatal(error: Error): void
 }
 
@@ -64,6 +72,7 @@ export class LogWriter {
   #recent: LogEntry[] = []
   #recentBytes = 0
   #preparedFor: unknown
+  readonly #pastCacheBytes: number
   #sealWanted: unknown
   #segmentSinceMs: number
   #syncsBefore = 0
@@ -84,6 +93,7 @@ export class LogWriter {
     this.#segmentSinceMs = clock.monotonicMs()
     this.#written = { index: terms.lastIndex, term: terms.lastTerm }
     this.#flushed = this.#written
+    this.#pastCacheBytes = Math.min(PAST_CACHE_BYTES_MIN, files.segmentBytes / PAST_CACHE_SEGMENT_PART)
   }
 
   get last(): EntryId {
@@ -264,7 +274,7 @@ export class LogWriter {
     const batch = this.#queue.slice(0, count)
     const { buffers, chainCrc } = encodeBatch(batch, this.#flushed.index, this.#tail.chainCrc, generation)
     try {
-      await file.write(buffers, begin)
+      await file.write(buffers, begin, end - begin >= this.#pastCacheBytes && !this.#events.isReadBack())
     } catch (error) {
       if (!isNoSpace(error)) throw error
       await this.#refuse(error as Error)

@@ -39,6 +39,8 @@ export class ReadWindows {
   readonly #free = new Map<number, ReadWindow[]>()
   #freeBytes = 0
   #usedBytes = 0
+  /** So often memory was taken. */
+  taken = 0
 
   /** How much one read should bring. */
   get bytesWanted(): number {
@@ -51,6 +53,7 @@ export class ReadWindows {
 
   /** At least so long, with one user: the caller. */
   take(bytes: number): ReadWindow {
+    this.taken++
     let length = WINDOW_BYTES_MIN
     while (length < bytes) length *= 2
     let window = this.#free.get(length)?.pop()
