@@ -17,6 +17,9 @@ export const TIMELINES_MAX = 100_000
 const NOTE_BYTES_MAX = 64 * 1024
 const NOTES_MAX = 10_000
 const NO_TIMELINE = '0'.repeat(32)
+/** Writers that entries let in which were lost have an epoch below those that are given out after a recovery. */
+export const RECOVERY_EPOCHS = 1_000_000
+const PARTINGS_MAX = 1000
 
 const lsn = z
   .int()
@@ -64,6 +67,17 @@ const commandSchema = z.discriminatedUnion('do', [
   z.object({ do: z.literal('pin'), timeline: timelineId, name: peerName, lsn: lsn.nullable() }),
   /** Where a node listens and in which zone it stands; `address` null: it is no member any more. */
   z.object({ do: z.literal('node'), id: nodeId, address: address.nullable(), zone }),
+  /**
+   * The cell was made of what one survivor, or a backup, had of another (`from`): there, more may have been acknowledged than stands before
+   * this entry. docs/consensus.md, "After a lost majority".
+   */
+  z.object({
+    do: z.literal('recovered'),
+    how: z.enum(['survivor', 'backup']),
+    from: z.string().regex(/^[0-9a-f]{32}$/),
+    to: z.string().regex(/^[0-9a-f]{32}$/),
+    wallTimeUs: z.int().min(0),
+  }),
   /** Anything that must be agreed on and is nobody else's business (the backup's progress). null takes it out. */
   z.object({ do: z.literal('note'), key: peerName, value: z.json() }),
 ])
@@ -90,6 +104,7 @@ const timelineSchema = z.object({
   lastWallTimeUs: z.number(),
   consumers: consumersSchema,
   pins: consumersSchema,
+  partings: z.array(lsn).max(PARTINGS_MAX).default([]),
 })
 const snapshotSchema = z.object({
   version: z.literal(1),
@@ -118,8 +133,27 @@ export interface TimelineState {
   /** Below which each needs nothing. */
   readonly consumers: Map<string, Lsn>
   readonly pins: Map<string, Lsn>
+  /** Where the log ended at each recovery of the cell, the oldest first: who had more than that then, has another history. */
+  readonly partings: Lsn[]
   /** Ids of those that branched off here. Follows from their `ancestor`. */
   readonly branches: Set<TimelineId>
+}
+
+/** The note that says what this cell was made of; see the command `recovered`. */
+export const ORIGIN_NOTE = 'origin'
+export interface CellOrigin {
+  readonly how: 'survivor' | 'backup'
+  /** Ids of the cell that was lost, and of the one that was made then. */
+  readonly from: string
+  readonly to: string
+  readonly wallTimeUs: number
+}
+/** What writers from before are told has taken over. */
+const RECOVERY_WRITERS = { survivor: 'member-recover', backup: 'backup-restore' } as const
+
+/** What the cell was made of; undefined: it was seeded. */
+export function cellOrigin(state: CellState): CellOrigin | undefined {
+  return state.notes.get(ORIGIN_NOTE) as CellOrigin | undefined
 }
 
 export interface NodeInfo {
@@ -317,6 +351,7 @@ export class CellState {
         return this.timelines.has(command.timeline) ? OK : this.unknown(command.timeline)
       case 'trim':
       case 'node':
+      case 'recovered':
         return OK
       case 'note':
         if (command.value !== null && !this.notes.has(command.key) && this.notes.size >= NOTES_MAX)
@@ -387,6 +422,16 @@ export class CellState {
         if (command.address === null) this.nodes.delete(command.id)
         else this.nodes.set(command.id, { address: command.address, zone: command.zone })
         return OK
+      case 'recovered': {
+        const { do: _, ...origin } = command
+        for (const timeline of this.timelines.values()) {
+          timeline.epoch = (timeline.epoch + RECOVERY_EPOCHS) as WriterEpoch
+          timeline.writer = RECOVERY_WRITERS[command.how]
+          if (timeline.partings.push(timeline.endLsn) > PARTINGS_MAX) timeline.partings.shift()
+        }
+        this.notes.set(ORIGIN_NOTE, origin)
+        return OK
+      }
       case 'note':
         if (command.value === null) this.notes.delete(command.key)
         else this.notes.set(command.key, command.value)
@@ -452,6 +497,7 @@ export class CellState {
       lastWallTimeUs: 0,
       consumers: new Map(),
       pins: new Map(),
+      partings: [],
       branches: new Set(),
     }
     this.timelines.set(id, timeline)
@@ -477,11 +523,14 @@ export class CellState {
         term: last.term,
         membership,
         nodes: [...this.nodes].map(([id, info]) => ({ id, ...info })),
-        timelines: [...this.timelines.values()].map(({ branches: _, consumers, pins, ...rest }) => ({
-          ...rest,
-          consumers: [...consumers],
-          pins: [...pins],
-        })),
+        timelines: [...this.timelines.values()].map(
+          ({ branches: _, consumers, pins, partings, ...rest }) => ({
+            ...rest,
+            consumers: [...consumers],
+            pins: [...pins],
+            ...(partings.length > 0 && { partings }),
+          }),
+        ),
         tombstones: [...this.tombstones],
         notes: [...this.notes],
       }),
@@ -504,6 +553,7 @@ export class CellState {
       timeline.lastWallTimeUs = saved.lastWallTimeUs
       for (const [name, at] of saved.consumers) timeline.consumers.set(name, at)
       for (const [name, at] of saved.pins) timeline.pins.set(name, at)
+      timeline.partings.push(...saved.partings)
     }
     for (const { id, ancestor } of state.timelines.values())
       if (ancestor) state.timelines.get(ancestor.timeline)?.branches.add(id)

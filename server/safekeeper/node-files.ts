@@ -10,7 +10,7 @@
 import { join } from 'node:path'
 import { z } from 'zod'
 import { crc32c } from '../../protocol/crc32c.ts'
-import { corruptError } from '../shared/errors.ts'
+import { corruptError, invalidError } from '../shared/errors.ts'
 import type { Disk, DiskFile } from '../shared/seams.ts'
 import { Turns } from '../shared/turns.ts'
 import { CellState } from './cell-state.ts'
@@ -33,6 +33,8 @@ const nodeSchema = z.object({
   seed: z.array(memberSchema).max(64),
   /** Acknowledged entries were lost to damage; see docs/consensus.md. */
   recovering: z.boolean(),
+  /** `member recover` is making a cell of its own of this folder, and was not finished; see docs/consensus.md. */
+  unfinished: z.literal('member recover').optional(),
 })
 export type NodeFile = Readonly<z.output<typeof nodeSchema>>
 
@@ -75,8 +77,20 @@ export class NodeFiles {
     this.dir = dir
   }
 
-  /** Who this node is; undefined in an empty folder. Throws kind corrupt if neither node.json nor its copy can be read. */
-  async loadNode(): Promise<NodeFile | undefined> {
+  /**
+   * Who this node is; undefined in an empty folder. Throws kind corrupt if neither node.json nor its copy can be read, and invalid if
+   * what is being made of the folder is not finished, unless that is what the caller is about.
+   */
+  async loadNode(isForRecovery = false): Promise<NodeFile | undefined> {
+    const node = await this.findNode()
+    if (node?.unfinished !== undefined && !isForRecovery)
+      throw invalidError(
+        `"palimpsest ${node.unfinished}" was begun on ${this.dir} and cut short: run it again, it goes on from there`,
+      )
+    return node
+  }
+
+  private async findNode(): Promise<NodeFile | undefined> {
     let failure: unknown
     for (const name of [NODE_NAME, NODE_COPY_NAME]) {
       try {

@@ -33,8 +33,8 @@ export interface NodeLogOptions {
   readonly self: string
   /** It is durable already that this node must not vote. */
   readonly isRecovering: boolean
-  /** Makes it durable that this node must not vote: called before damaged entries are set aside. */
-  readonly recover: () => Promise<void>
+  /** Makes it durable that this node must not vote: called before damaged entries (`why`) are set aside. */
+  readonly recover: (why: Error) => Promise<void>
 }
 
 /** Throws kind corrupt for damage that nobody else could repair: of a node that is alone. */
@@ -146,7 +146,7 @@ async function whyUnusable(
 async function startOver(options: NodeLogOptions, why: Error): Promise<NodeLog> {
   const { files, logger, open, recover } = options
   logger.error({ err: why }, 'the log cannot be begun with: it is set aside, and fetched from the others')
-  await recover()
+  await recover(why)
   await open.disk.remove(asideOf(open.dir))
   await open.disk.rename(open.dir, asideOf(open.dir))
   await open.disk.syncDir(files.dir)
@@ -170,13 +170,15 @@ async function openLog(
   appliedTo: number,
   isAlone: boolean,
 ): Promise<{ log: CellLog; start: LogStart }> {
+  let why: Error
   const whole = { ...open, appliedTo: appliedTo as CellLogOptions['appliedTo'] }
   try {
     return await CellLog.open(whole)
   } catch (error) {
     if (isAlone || !(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
     logger.error({ err: error }, 'part of the log is damaged: it is fetched from the others')
+    why = error
   }
-  await recover()
+  await recover(why)
   return CellLog.open({ ...whole, acceptDamage: true })
 }

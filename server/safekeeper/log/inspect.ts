@@ -5,7 +5,7 @@
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import { PalimpsestError } from '../../shared/errors.ts'
 import type { Disk } from '../../shared/seams.ts'
-import type { EntryId, LogIndex } from '../core/types.ts'
+import type { EntryId, LogIndex, Term } from '../core/types.ts'
 import { type EntryHeader, entryBytes, type LogEntry } from './entry.ts'
 import type { PackSummary } from './pack-codec.ts'
 import { PackCache, PackFile } from './pack-file.ts'
@@ -264,6 +264,41 @@ export class LogInspection {
       }
     }
     return damage
+  }
+
+  get base(): EntryId {
+    return this.#state.base
+  }
+
+  /** Where the log ends, or where what can be read of it ends: see `damage`. */
+  get last(): EntryId {
+    const { lastIndex, lastTerm } = this.#found.terms
+    return { index: lastIndex, term: lastTerm }
+  }
+
+  /** What a start would refuse to go on with. */
+  get damage(): DamageReport | undefined {
+    return this.#found.damage
+  }
+
+  /** Up to here entries are known to be committed: packs are made of nothing else, and void is only what was applied. */
+  get knownCommitted(): number {
+    return Math.max(this.#state.base.index, this.#found.packs.at(-1)?.lastIndex ?? 0, ...this.#state.voids)
+  }
+
+  /** Of an entry that is held, or of the base. */
+  termAt(index: number): Term | undefined {
+    return this.#found.terms.termAt(index)
+  }
+
+  /** Entries from `from` on, in order, checked. Throws kind corrupt where one cannot be read. */
+  async *read(from: number): AsyncGenerator<LogEntry> {
+    for (const unit of [...this.#found.packs, ...this.#found.raws])
+      for (let at = Math.max(from, unit.firstIndex); at <= unit.lastIndex; ) {
+        const entries = await unit.read(at, unit.lastIndex, READ_BYTES)
+        yield* entries
+        at += entries.length
+      }
   }
 
   /** All entries in order, checked. Throws kind corrupt where one cannot be read. */
