@@ -1,6 +1,5 @@
 /** `palimpsest backup list|verify|restore`: what the safekeepers of a cell keep in an object store; needs no server. */
 import { randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
 import Table from 'cli-table3'
 import { type Command, Option } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
@@ -11,7 +10,7 @@ import { invalidError } from '../shared/errors.ts'
 import { formatBytes, formatTime } from '../shared/format.ts'
 import { createLog } from '../shared/log.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
-import type { ObjectStore } from '../shared/object-store.ts'
+import type { ObjectReader } from '../shared/object-store.ts'
 import {
   addressArgument,
   DEFAULT_ADDRESS,
@@ -20,7 +19,7 @@ import {
   UsageError,
   zoneArgument,
 } from './common.ts'
-import { addS3Options, openStoreAt, type S3CommandOptions } from './store-options.ts'
+import { addS3Options, openStoreToRead, type S3CommandOptions } from './store-options.ts'
 
 interface BackupCommandOptions extends S3CommandOptions {
   backup: string
@@ -35,14 +34,6 @@ interface RestoreCommandOptions extends BackupCommandOptions {
   zone: string
 }
 
-/** To read from: a directory that is not there is a mistake, and not one to be made. */
-async function openBackup(options: BackupCommandOptions): Promise<ObjectStore> {
-  const { backup } = options
-  if (!backup.startsWith('s3://') && !existsSync(backup))
-    throw new UsageError(`there is no directory ${backup}: give the --backup that the safekeepers were given`)
-  return await openStoreAt(backup, options)
-}
-
 export function registerBackup(program: Command): void {
   const backup = program
     .command('backup')
@@ -50,7 +41,7 @@ export function registerBackup(program: Command): void {
 
   addBackupOptions(backup.command('list').description('the cells that have a backup there')).action(
     async (options: BackupCommandOptions) => {
-      const store = await openBackup(options)
+      const store = await openStoreToRead(options.backup, options)
       const backups = await Promise.all((await listBackups(store)).map(id => loadBackup(store, id)))
       const rows = backups.map(manifest => ({
         cellId: manifest.cellId,
@@ -84,7 +75,7 @@ export function registerBackup(program: Command): void {
   addCellOption(
     addBackupOptions(backup.command('verify').description('read all of a backup and check every checksum')),
   ).action(async (options: BackupCommandOptions) => {
-    const store = await openBackup(options)
+    const store = await openStoreToRead(options.backup, options)
     const { manifest, entries, bytes, rawBytes } = await verifyBackup(store, await cellOf(store, options))
     const { cellId, base, packs } = manifest
     const toIndex = backupEnd(manifest).index
@@ -113,7 +104,7 @@ export function registerBackup(program: Command): void {
     )
     .option('--zone <ZONE>', 'its zone', zoneArgument, '')
     .action(async (options: RestoreCommandOptions) => {
-      const store = await openBackup(options)
+      const store = await openStoreToRead(options.backup, options)
       const name = options.id
       const cellId = await cellOf(store, options)
       const newCellId = randomBytes(16).toString('hex')
@@ -156,7 +147,7 @@ function addCellOption(command: Command): Command {
   return command.option('--cell <ID>', 'which cell (default: the only one that has a backup there)')
 }
 
-async function cellOf(store: ObjectStore, { cell }: BackupCommandOptions): Promise<string> {
+async function cellOf(store: ObjectReader, { cell }: BackupCommandOptions): Promise<string> {
   if (cell !== undefined) {
     if (/^[0-9a-f]{32}$/.test(cell)) return cell
     throw new UsageError(`cell id "${cell}" is not 32 hexadecimal digits`)

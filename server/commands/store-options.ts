@@ -1,9 +1,11 @@
 /** Options of the commands that keep something in an object store. */
 import { join } from 'node:path'
 import type { Command } from 'commander'
-import type { ObjectStore } from '../shared/object-store.ts'
-import { openObjectStore } from '../shared/object-store-open.ts'
-import { S3_CHECKSUMS, type S3Checksums } from '../shared/s3-requests.ts'
+import { PalimpsestError } from '../shared/errors.ts'
+import type { ObjectReader, ObjectStore } from '../shared/object-store.ts'
+import { openObjectReader, openObjectStore } from '../shared/object-store-open.ts'
+import { S3_CHECKSUMS, type S3Checksums, type S3Options } from '../shared/s3-requests.ts'
+import { UsageError } from './common.ts'
 
 export interface S3CommandOptions {
   s3Endpoint?: string
@@ -49,10 +51,24 @@ export function openStore(options: StoreOptions): Promise<ObjectStore> {
 
 /** `where` is a directory or `s3://bucket/prefix`. */
 export function openStoreAt(where: string, options: S3CommandOptions): Promise<ObjectStore> {
-  return openObjectStore(where, {
+  return openObjectStore(where, s3Options(options))
+}
+
+/** The same for commands that only read: rights to read are enough, and a directory that is not there is not made. */
+export async function openStoreToRead(where: string, options: S3CommandOptions): Promise<ObjectReader> {
+  try {
+    return await openObjectReader(where, s3Options(options))
+  } catch (error) {
+    if (error instanceof PalimpsestError && error.kind === 'invalid') throw new UsageError(error.message)
+    throw error
+  }
+}
+
+function s3Options(options: S3CommandOptions): S3Options {
+  return {
     endpoint: options.s3Endpoint,
     region: options.s3Region,
     pathStyle: options.s3PathStyle,
     checksums: options.s3Checksums,
-  })
+  }
 }

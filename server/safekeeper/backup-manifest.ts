@@ -3,9 +3,9 @@
  * at which the backup begins and the packs of the log that follow. docs/backup.md has the layout and the reasons.
  */
 import { z } from 'zod'
-import { CasObject } from '../shared/cas-object.ts'
+import { CasObject, type CasVersion, loadCas } from '../shared/cas-object.ts'
 import { corruptError } from '../shared/errors.ts'
-import { isObjectKey, type ObjectStore } from '../shared/object-store.ts'
+import { isObjectKey, type ObjectReader, type ObjectStore } from '../shared/object-store.ts'
 import type { EntryId, LogIndex, Term } from './core/types.ts'
 
 const VERSION = 1
@@ -86,27 +86,14 @@ export class BackupManifestObject {
   readonly #cellId: string
 
   constructor(store: ObjectStore, cellId: string) {
-    this.#cas = new CasObject(store, backupKeys.manifest(cellId), `the backup of cell ${cellId}`)
+    this.#cas = new CasObject(store, backupKeys.manifest(cellId), whatOf(cellId))
     this.#store = store
     this.#cellId = cellId
   }
 
   /** Undefined if there is no backup yet. Throws kind corrupt for what is no manifest of this cell. */
   async load(): Promise<BackupManifest | undefined> {
-    const version = await this.#cas.load()
-    if (version === undefined) return undefined
-    const where = `manifest ${this.#cas.key(version.number)} in ${this.#store.description}`
-    let json: unknown
-    try {
-      json = JSON.parse(version.bytes.toString('utf8'))
-    } catch (error) {
-      throw corruptError(`${where}: ${(error as Error).message}`, undefined, error)
-    }
-    const parsed = manifestSchema.safeParse(json)
-    if (!parsed.success) throw corruptError(`${where}: ${z.prettifyError(parsed.error)}`)
-    if (parsed.data.cellId !== this.#cellId)
-      throw corruptError(`${where}: it is of cell ${parsed.data.cellId}`)
-    return parsed.data
+    return decodeManifest(this.#store, this.#cellId, await this.#cas.load())
   }
 
   /** In place of the one that was loaded or committed last. Throws kind fenced if another was faster: load again. */
@@ -115,8 +102,36 @@ export class BackupManifestObject {
   }
 }
 
+/** The same for whoever only reads. */
+export async function loadManifest(store: ObjectReader, cellId: string): Promise<BackupManifest | undefined> {
+  return decodeManifest(store, cellId, await loadCas(store, backupKeys.manifest(cellId), whatOf(cellId)))
+}
+
+function whatOf(cellId: string): string {
+  return `the backup of cell ${cellId}`
+}
+
+function decodeManifest(
+  store: ObjectReader,
+  cellId: string,
+  version: CasVersion | undefined,
+): BackupManifest | undefined {
+  if (version === undefined) return undefined
+  const where = `manifest ${version.number} of the backup of cell ${cellId} in ${store.description}`
+  let json: unknown
+  try {
+    json = JSON.parse(version.bytes.toString('utf8'))
+  } catch (error) {
+    throw corruptError(`${where}: ${(error as Error).message}`, undefined, error)
+  }
+  const parsed = manifestSchema.safeParse(json)
+  if (!parsed.success) throw corruptError(`${where}: ${z.prettifyError(parsed.error)}`)
+  if (parsed.data.cellId !== cellId) throw corruptError(`${where}: it is of cell ${parsed.data.cellId}`)
+  return parsed.data
+}
+
 /** Cells that have a backup in the store. */
-export async function listBackups(store: ObjectStore): Promise<string[]> {
+export async function listBackups(store: ObjectReader): Promise<string[]> {
   const ids = new Set<string>()
   for (const { key: found } of await store.list(PREFIX)) {
     const match = /^cells\/([0-9a-f]{32})\/manifest\//.exec(found)

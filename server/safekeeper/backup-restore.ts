@@ -5,9 +5,9 @@ import { join } from 'node:path'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { corruptError, invalidError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
-import type { ObjectStore } from '../shared/object-store.ts'
+import type { ObjectReader } from '../shared/object-store.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
-import { type BackupManifest, BackupManifestObject, type BackupPack, backupEnd } from './backup-manifest.ts'
+import { type BackupManifest, type BackupPack, backupEnd, loadManifest } from './backup-manifest.ts'
 import { BACKUP_NOTE } from './backup-note.ts'
 import { CellState, decodeCommand } from './cell-state.ts'
 import type { LogIndex, NodeId, Term } from './core/types.ts'
@@ -32,8 +32,8 @@ export interface BackupSummary {
 export type BackupProgress = (done: number, all: number) => void
 
 /** The manifest of a cell's backup. Throws kind invalid if there is none. */
-export async function loadBackup(store: ObjectStore, cellId: string): Promise<BackupManifest> {
-  const manifest = await new BackupManifestObject(store, cellId).load()
+export async function loadBackup(store: ObjectReader, cellId: string): Promise<BackupManifest> {
+  const manifest = await loadManifest(store, cellId)
   if (manifest !== undefined) return manifest
   throw invalidError(
     `${store.description} has no backup of cell ${cellId}; "palimpsest backup list" shows what there is`,
@@ -41,7 +41,7 @@ export async function loadBackup(store: ObjectStore, cellId: string): Promise<Ba
 }
 
 /** The state at which the backup begins. */
-async function loadBase(store: ObjectStore, { base }: BackupManifest): Promise<CellState> {
+async function loadBase(store: ObjectReader, { base }: BackupManifest): Promise<CellState> {
   if (base.key === null)
     return new CellState({ voters: [], learners: [] }, { index: base.index, term: base.term })
   const bytes = await store.get(base.key)
@@ -53,7 +53,7 @@ async function loadBase(store: ObjectStore, { base }: BackupManifest): Promise<C
 }
 
 /** The entries of a pack of the backup, each checked. Throws kind corrupt. */
-export async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGenerator<PackEntry> {
+export async function* entriesOf(store: ObjectReader, pack: BackupPack): AsyncGenerator<PackEntry> {
   const bytes = await store.get(pack.key)
   const where = `${pack.key} in ${store.description}`
   if (bytes === undefined) throw corruptError(`${where} is missing`)
@@ -70,7 +70,7 @@ export async function* entriesOf(store: ObjectStore, pack: BackupPack): AsyncGen
 
 /** Reads everything and checks every CRC. Throws kind corrupt, naming the object, for whatever is not right. */
 export async function verifyBackup(
-  store: ObjectStore,
+  store: ObjectReader,
   cellId: string,
   progress: BackupProgress = () => {},
 ): Promise<BackupSummary> {
@@ -94,7 +94,7 @@ export async function verifyBackup(
 }
 
 export interface RestoreOptions {
-  readonly store: ObjectStore
+  readonly store: ObjectReader
   /** Of the backup. */
   readonly cellId: string
   /** Of the restored cell: another one. */

@@ -11,8 +11,8 @@ import {
   type PeerFetched,
 } from '../../protocol/messages.ts'
 import { invalidError } from '../shared/errors.ts'
-import type { ObjectStore } from '../shared/object-store.ts'
-import { BackupManifestObject, type BackupPack } from './backup-manifest.ts'
+import type { ObjectReader } from '../shared/object-store.ts'
+import { type BackupPack, loadManifest } from './backup-manifest.ts'
 import { entriesOf } from './backup-restore.ts'
 import type { LogIndex } from './core/types.ts'
 import type { CellLog } from './log/cell-log.ts'
@@ -115,19 +115,19 @@ export async function answerFetch(
 /** The cell's backup. Which entries are void its packs tell, but for those that earlier releases have made. */
 export class BackupSource implements EntrySource {
   readonly name: string
-  private readonly store: ObjectStore
+  private readonly store: ObjectReader
   private readonly cellId: string
   /** The pack that was read last: what follows is mostly in it too. */
   private held: { readonly key: string; readonly entries: PackEntry[] } | undefined
 
-  constructor(store: ObjectStore, cellId: string) {
+  constructor(store: ObjectReader, cellId: string) {
     this.name = `the backup in ${store.description}`
     this.store = store
     this.cellId = cellId
   }
 
   async fetch(first: LogIndex, last: LogIndex, bytesMax: number): Promise<Fetched> {
-    const manifest = await new BackupManifestObject(this.store, this.cellId).load()
+    const manifest = await loadManifest(this.store, this.cellId)
     const pack = manifest?.packs.find(other => other.first <= first && other.last >= first)
     const entries: LogEntry[] = []
     const voids = new Set<number>()

@@ -27,7 +27,7 @@
 import { randomBytes } from 'node:crypto'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { corruptError, fencedError, internalError, retryError } from './errors.ts'
-import type { ObjectStore } from './object-store.ts'
+import type { ObjectReader, ObjectStore } from './object-store.ts'
 
 const MAGIC = 'PLPSCAS1'
 const HEADER_BYTES = 48
@@ -65,27 +65,15 @@ export class CasObject {
   }
 
   key(number: number): string {
-    return `${this.#prefix}/${String(number).padStart(NUMBER_DIGITS, '0')}`
+    return keyOf(this.#prefix, number)
   }
 
   /** The current version, or undefined if the object does not exist yet. */
   async load(): Promise<CasVersion | undefined> {
-    for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
-      const numbers = await this.#list()
-      const number = numbers.at(-1)
-      if (number === undefined) {
-        this.#current = 0
-        this.#older = []
-        return undefined
-      }
-      const stored = await this.#store.get(this.key(number))
-      if (stored === undefined) continue
-      const bytes = this.#decode(stored, number)
-      this.#current = number
-      this.#older = numbers.slice(0, -1)
-      return { number, bytes }
-    }
-    throw retryError(`${this.#what} is being replaced faster than it can be read; try again`)
+    const found = await loadCas(this.#store, this.#prefix, this.#what)
+    this.#current = found?.number ?? 0
+    this.#older = found?.older ?? []
+    return found && { number: found.number, bytes: found.bytes }
   }
 
   /**
@@ -110,12 +98,12 @@ export class CasObject {
       if (!mine) throw this.#lost(number)
       if (!there.equals(stored)) {
         // An earlier attempt of ours with other contents came through after all: go on from it.
-        this.#decode(there, number)
+        decode(this.#store, key, this.#what, there, number)
         this.#advance(number)
         return this.commit(contents)
       }
     }
-    const numbers = await this.#list()
+    const numbers = await listNumbers(this.#store, this.#prefix)
     if (numbers.some(n => n > number)) {
       await this.#store.delete(key)
       throw this.#lost(number)
@@ -147,31 +135,53 @@ export class CasObject {
         return
       }
   }
+}
 
-  /** Numbers that exist, ascending. What is not a number of ours is none of our business. */
-  async #list(): Promise<number[]> {
-    const prefix = `${this.#prefix}/`
-    const numbers: number[] = []
-    for (const { key } of await this.#store.list(prefix)) {
-      const name = key.slice(prefix.length)
-      if (/^[0-9]{12}$/.test(name)) numbers.push(Number(name))
-    }
-    return numbers.sort((a, b) => a - b)
+/** The current version of such an object, for whoever only reads; with the numbers below it that were still there. */
+export async function loadCas(
+  store: ObjectReader,
+  prefix: string,
+  what: string,
+): Promise<(CasVersion & { readonly older: number[] }) | undefined> {
+  for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
+    const numbers = await listNumbers(store, prefix)
+    const number = numbers.pop()
+    if (number === undefined) return undefined
+    const key = keyOf(prefix, number)
+    const stored = await store.get(key)
+    if (stored !== undefined)
+      return { number, bytes: decode(store, key, what, stored, number), older: numbers }
   }
+  throw retryError(`${what} is being replaced faster than it can be read; try again`)
+}
 
-  #decode(stored: Buffer, number: number): Buffer {
-    const where = `${this.#what}, object ${this.key(number)} in ${this.#store.description}`
-    if (stored.length < HEADER_BYTES || stored.toString('latin1', 0, 8) !== MAGIC)
-      throw corruptError(`${where}: this is no versioned object`)
-    const length = stored.readUInt32LE(8)
-    if (length !== stored.length - HEADER_BYTES)
-      throw corruptError(`${where}: ${stored.length - HEADER_BYTES} bytes of contents instead of ${length}`)
-    if (crc32c(stored, 16, stored.length) !== stored.readUInt32LE(12))
-      throw corruptError(`${where}: the contents do not match their CRC-32C`)
-    if (Number(stored.readBigUInt64LE(32)) !== number)
-      throw corruptError(`${where}: holds another version's bytes`)
-    return stored.subarray(HEADER_BYTES)
+function keyOf(prefix: string, number: number): string {
+  return `${prefix}/${String(number).padStart(NUMBER_DIGITS, '0')}`
+}
+
+/** Numbers that exist, ascending. What is not a number of ours is none of our business. */
+async function listNumbers(store: ObjectReader, under: string): Promise<number[]> {
+  const prefix = `${under}/`
+  const numbers: number[] = []
+  for (const { key } of await store.list(prefix)) {
+    const name = key.slice(prefix.length)
+    if (/^[0-9]{12}$/.test(name)) numbers.push(Number(name))
   }
+  return numbers.sort((a, b) => a - b)
+}
+
+function decode(store: ObjectReader, key: string, what: string, stored: Buffer, number: number): Buffer {
+  const where = `${what}, object ${key} in ${store.description}`
+  if (stored.length < HEADER_BYTES || stored.toString('latin1', 0, 8) !== MAGIC)
+    throw corruptError(`${where}: this is no versioned object`)
+  const length = stored.readUInt32LE(8)
+  if (length !== stored.length - HEADER_BYTES)
+    throw corruptError(`${where}: ${stored.length - HEADER_BYTES} bytes of contents instead of ${length}`)
+  if (crc32c(stored, 16, stored.length) !== stored.readUInt32LE(12))
+    throw corruptError(`${where}: the contents do not match their CRC-32C`)
+  if (Number(stored.readBigUInt64LE(32)) !== number)
+    throw corruptError(`${where}: holds another version's bytes`)
+  return stored.subarray(HEADER_BYTES)
 }
 
 function encode(contents: Uint8Array, number: number): Buffer {

@@ -18,8 +18,15 @@
 import { constants } from 'node:fs'
 import { copyFile, link, mkdir, open, readdir, readFile, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
-import { internalError, type PalimpsestError, retryError } from './errors.ts'
-import { checkObjectKey, checkObjectPrefix, type ObjectInfo, type ObjectStore } from './object-store.ts'
+import { internalError, invalidError, type PalimpsestError, retryError } from './errors.ts'
+import { DATA_DIRECTORY_MODE, DATA_FILE_MODE } from './file-modes.ts'
+import {
+  checkObjectKey,
+  checkObjectPrefix,
+  type ObjectInfo,
+  type ObjectReader,
+  type ObjectStore,
+} from './object-store.ts'
 
 const SCRATCH = '.tmp'
 /** Older scratch files belong to nobody: no put takes that long. */
@@ -42,7 +49,7 @@ export class LocalObjectStore implements ObjectStore {
   readonly #scratchName: string
   /** Files that are put lie on another file system, as the first one has shown. */
   #isFar = false
-  readonly #sweep: NodeJS.Timeout
+  #sweep: NodeJS.Timeout | undefined
   /** Directories known to exist and to be durable. Only a hint: they are made again where they turn out to be gone. */
   readonly #directories = new Set<string>()
 
@@ -51,24 +58,41 @@ export class LocalObjectStore implements ObjectStore {
     this.description = `directory ${root}`
     this.#failpoint = options.failpoint ?? (() => {})
     this.#scratchName = `${process.pid}-${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 10)}`
-    // What other processes left; of those that crash again and again each leaves some.
-    this.#sweep = setInterval(() => {
-      removeOldScratch(join(root, SCRATCH), options.scratchAgeMs).catch(() => {})
-    }, options.scratchAgeMs ?? SCRATCH_AGE_MS_MAX)
-    this.#sweep.unref()
   }
 
   /** Opens the store, making the directory if need be. Several processes may have the same one open. */
   static async open(directory: string, options: LocalObjectStoreOptions = {}): Promise<LocalObjectStore> {
     const root = resolve(directory)
     try {
-      await mkdir(join(root, SCRATCH), { recursive: true })
+      await mkdir(join(root, SCRATCH), { recursive: true, mode: DATA_DIRECTORY_MODE })
       await syncDirectory(root)
       await removeOldScratch(join(root, SCRATCH), options.scratchAgeMs)
     } catch (error) {
       throw storeError(`object store ${root} cannot be opened`, error)
     }
-    return new LocalObjectStore(root, options)
+    const store = new LocalObjectStore(root, options)
+    // What other processes left; of those that crash again and again each leaves some.
+    store.#sweep = setInterval(() => {
+      removeOldScratch(join(root, SCRATCH), options.scratchAgeMs).catch(() => {})
+    }, options.scratchAgeMs ?? SCRATCH_AGE_MS_MAX)
+    store.#sweep.unref()
+    return store
+  }
+
+  /** Opens what is there and changes nothing, not even what was left in `.tmp/`. */
+  static async openToRead(directory: string): Promise<ObjectReader> {
+    const root = resolve(directory)
+    try {
+      await readdir(root)
+    } catch (error) {
+      const code = errorCode(error)
+      if (code === 'ENOENT') throw invalidError(`there is no object store ${root}: no such directory`)
+      if (code === 'ENOTDIR') throw invalidError(`${root} is a file, no object store: give its directory`)
+      if (code === 'EACCES' || code === 'EPERM')
+        throw invalidError(`object store ${root} may not be read by this user: ${(error as Error).message}`)
+      throw storeError(`object store ${root} cannot be read`, error)
+    }
+    return new LocalObjectStore(root, {})
   }
 
   localPath(key: string): string {
@@ -81,7 +105,7 @@ export class LocalObjectStore implements ObjectStore {
     const scratch = this.#scratch()
     try {
       this.#failpoint('write', key)
-      const file = await open(scratch, 'wx', 0o644)
+      const file = await open(scratch, 'wx', DATA_FILE_MODE)
       try {
         await file.writeFile(bytes)
         this.#failpoint('sync', key)
@@ -171,7 +195,7 @@ export class LocalObjectStore implements ObjectStore {
   }
 
   async #makeDirectory(directory: string): Promise<void> {
-    await mkdir(directory, { recursive: true })
+    await mkdir(directory, { recursive: true, mode: DATA_DIRECTORY_MODE })
     for (let parent = dirname(directory); parent.length >= this.#root.length; parent = dirname(parent))
       await syncDirectory(parent)
     this.#directories.add(directory)
@@ -281,9 +305,16 @@ export class LocalObjectStore implements ObjectStore {
   }
 }
 
+/** Syncs a file that was copied or is about to become an object, and takes away what `DATA_FILE_MODE` does not allow. */
 async function syncFile(path: string): Promise<void> {
   const file = await open(path, 'r+')
   try {
+    const { mode } = await file.stat()
+    if ((mode & 0o777 & ~DATA_FILE_MODE) !== 0)
+      await file.chmod(mode & DATA_FILE_MODE).catch(error => {
+        // Of a file system without modes, such as a share: who may read there says how it is mounted.
+        if (errorCode(error) !== 'EPERM' && errorCode(error) !== 'ENOTSUP') throw error
+      })
     await file.sync()
   } finally {
     await file.close()

@@ -43,17 +43,29 @@ import {
   type PalimpsestError,
   toPalimpsestError,
 } from './errors.ts'
+import { DATA_FILE_MODE } from './file-modes.ts'
 import {
   checkObjectKey,
   checkObjectPrefix,
   isObjectKey,
   type ObjectInfo,
+  type ObjectReader,
   type ObjectStore,
 } from './object-store.ts'
-import { DamagedReply, errorName, httpStatus, isAbsent, type S3Options, S3Requests } from './s3-requests.ts'
+import {
+  DamagedReply,
+  errorName,
+  httpStatus,
+  isAbsent,
+  type Patience,
+  type S3Options,
+  S3Requests,
+} from './s3-requests.ts'
 
 const TOKEN = 'palimpsest-token'
 const CRC = 'palimpsest-crc32c'
+const NEEDED = 's3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket'
+const NEEDED_TO_READ = 's3:GetObject and s3:ListBucket'
 const PIECE_BYTES = 1 << 20
 const MULTIPART_BYTES = 1 << 30
 const PART_BYTES = 64 << 20
@@ -99,9 +111,9 @@ export class S3ObjectStore implements ObjectStore {
   readonly #multipartBytes: number
   readonly #partBytes: number
 
-  private constructor(options: S3StoreOptions) {
+  private constructor(options: S3StoreOptions, needs: string) {
     this.description = `s3://${options.bucket}${options.prefix === '' ? '' : `/${options.prefix}`}`
-    this.#requests = new S3Requests(this.description, options)
+    this.#requests = new S3Requests(this.description, options, needs)
     this.#bucket = options.bucket
     this.#prefix = options.prefix === '' ? '' : `${options.prefix}/`
     this.#multipartBytes = options.multipartBytes ?? MULTIPART_BYTES
@@ -115,7 +127,7 @@ export class S3ObjectStore implements ObjectStore {
    *   `internal` when the bucket does not exist or access is denied
    */
   static async open(options: S3StoreOptions): Promise<S3ObjectStore> {
-    const store = new S3ObjectStore(options)
+    const store = new S3ObjectStore(options, NEEDED)
     try {
       await store.#probe()
       return store
@@ -123,6 +135,11 @@ export class S3ObjectStore implements ObjectStore {
       store.close()
       throw error
     }
+  }
+
+  /** Nothing is tried, so nothing is written: credentials that may only read are enough. Whether they do, the first request shows. */
+  static async openToRead(options: S3StoreOptions): Promise<ObjectReader> {
+    return new S3ObjectStore(options, NEEDED_TO_READ)
   }
 
   /** Of several that open the store at once, one creates the probe; none is to be able to replace it. */
@@ -285,10 +302,10 @@ export class S3ObjectStore implements ObjectStore {
   async get(key: string): Promise<Buffer | undefined> {
     checkObjectKey(key)
     const seen: Seen = { isDamaged: false }
-    return this.#requests.run(`getting ${key}`, 0, async signal => {
+    return this.#requests.run(`getting ${key}`, 0, async (signal, _, patience) => {
       const reply = await this.#open(key, undefined, signal)
       if (reply === undefined) return undefined
-      const bytes = await collect(reply)
+      const bytes = await collect(reply, patience)
       this.#verify(key, reply, crc32c(bytes, 0, bytes.length), seen)
       return bytes
     })
@@ -300,11 +317,11 @@ export class S3ObjectStore implements ObjectStore {
       throw internalError(`range ${offset}+${length} of ${key}`)
     // A range of no bytes cannot be asked for.
     if (length === 0) return (await this.head(key)) === undefined ? undefined : Buffer.alloc(0)
-    return this.#requests.run(`getting ${key}`, length, async signal => {
+    return this.#requests.run(`getting ${key}`, 0, async (signal, _, patience) => {
       try {
         const reply = await this.#open(key, `bytes=${offset}-${offset + length - 1}`, signal)
         if (reply === undefined) return undefined
-        const bytes = await collect(reply)
+        const bytes = await collect(reply, patience)
         // A service without ranges sends all of it.
         return reply.ContentRange === undefined ? bytes.subarray(offset, offset + length) : bytes
       } catch (error) {
@@ -318,7 +335,7 @@ export class S3ObjectStore implements ObjectStore {
     checkObjectKey(key)
     let file: FileHandle
     try {
-      file = await open(localPath, 'wx', 0o644)
+      file = await open(localPath, 'wx', DATA_FILE_MODE)
     } catch (error) {
       throw toPalimpsestError(error, `getting ${key} from ${this.description} failed`)
     }
@@ -327,11 +344,11 @@ export class S3ObjectStore implements ObjectStore {
       const expected = await this.head(key)
       const seen: Seen = { isDamaged: false }
       if (expected !== undefined)
-        bytes = await this.#requests.run(`getting ${key}`, expected, async signal => {
+        bytes = await this.#requests.run(`getting ${key}`, 0, async (signal, _, patience) => {
           const reply = await this.#open(key, undefined, signal)
           if (reply === undefined) return undefined
           await file.truncate(0)
-          const { written, crc } = await writeAll(reply, file)
+          const { written, crc } = await writeAll(reply, file, patience)
           this.#verify(key, reply, crc, seen)
           return written
         })
@@ -472,12 +489,14 @@ async function ofFile(path: string, checksums: string, from = 0, length?: number
 }
 
 /** All of a reply's contents. */
-async function collect(reply: GetObjectCommandOutput): Promise<Buffer> {
+async function collect(reply: GetObjectCommandOutput, patience: Patience): Promise<Buffer> {
   const length = reply.ContentLength ?? 0
   if (length > OBJECT_BYTES_MAX) throw tooLarge(length)
   const pieces: Buffer[] = []
   let bytes = 0
-  for await (const piece of reply.Body as Readable) {
+  patience.moved(0)
+  for await (const piece of reply.Body as AsyncIterable<Buffer>) {
+    patience.moved(piece.length)
     pieces.push(piece)
     bytes += piece.length
     // Without a length that is told beforehand.
@@ -494,16 +513,20 @@ function tooLarge(bytes: number): PalimpsestError {
 async function writeAll(
   reply: GetObjectCommandOutput,
   file: FileHandle,
+  patience: Patience,
 ): Promise<{ written: number; crc: number }> {
   let written = 0
   let crc = 0
+  patience.moved(0)
   for await (const piece of reply.Body as AsyncIterable<Buffer>) {
+    patience.hold()
     crc = crc32c(piece, 0, piece.length, crc)
     for (let at = 0; at < piece.length; ) {
       const { bytesWritten } = await file.write(piece, at, piece.length - at, written)
       at += bytesWritten
       written += bytesWritten
     }
+    patience.moved(piece.length)
   }
   checkLength(reply, written)
   return { written, crc }

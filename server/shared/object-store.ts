@@ -14,25 +14,15 @@ export interface ObjectInfo {
 }
 
 /**
- * One store. Every method throws `PalimpsestError`: `retry` when the store could not be reached or is full, `invalid`
- * for a key that is none, `corrupt` or `internal` for what cannot be helped. After an error of a put the object may or
- * may not exist; to repeat the put is safe, since keys are never reused for other contents.
+ * A store, to read from. What only reads takes this, so that it works with credentials, or on a file system, that allow
+ * nothing else. Every method throws `PalimpsestError`: `retry` when the store could not be reached or is full, `invalid`
+ * for a key that is none, `corrupt` or `internal` for what cannot be helped.
  */
-export interface ObjectStore {
+export interface ObjectReader {
   /** For messages: what a person would call this store. */
   readonly description: string
   /**
-   * Creates the object, atomically and durably. Exactly one of any number of concurrent callers gets true. Whoever gets
-   * false may rely on the winner's object being there in full.
-   */
-  putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean>
-  /**
-   * The same with the contents of a finished local file, which need not be synced and is gone afterwards (moved if it lies
-   * on the same file system); false, and the local file stays, when the key exists.
-   */
-  putFile(key: string, localPath: string): Promise<boolean>
-  /**
-   * The reverse: writes the object to a new local file and syncs it, without holding it in memory, and verifies what can
+   * Writes the object to a new local file (mode 0640) and syncs it, without holding it in memory, and verifies what can
    * be verified. Its size in bytes; undefined, and no file, if there is no such object. No file after an error either.
    */
   getFile(key: string, localPath: string): Promise<number | undefined>
@@ -46,12 +36,29 @@ export interface ObjectStore {
   head(key: string): Promise<number | undefined>
   /** All objects whose key begins with `prefix`, which is empty or ends in `/`; sorted by key. */
   list(prefix: string): Promise<ObjectInfo[]>
-  /** Removes the object; it is no error if there is none. */
-  delete(key: string): Promise<void>
   /** A file that holds the object's bytes and may be opened for reading, for stores that have such; else undefined. */
   localPath(key: string): string | undefined
   /** Gives up what is under way, which fails with `retry`, and lets go of connections. */
   close(): void
+}
+
+/**
+ * One store. After an error of a put the object may or may not exist; to repeat the put is safe, since keys are never
+ * reused for other contents.
+ */
+export interface ObjectStore extends ObjectReader {
+  /**
+   * Creates the object, atomically and durably. Exactly one of any number of concurrent callers gets true. Whoever gets
+   * false may rely on the winner's object being there in full.
+   */
+  putIfAbsent(key: string, bytes: Uint8Array): Promise<boolean>
+  /**
+   * The same with the contents of a finished local file, which need not be synced and is gone afterwards (moved if it lies
+   * on the same file system); false, and the local file stays, when the key exists.
+   */
+  putFile(key: string, localPath: string): Promise<boolean>
+  /** Removes the object; it is no error if there is none. */
+  delete(key: string): Promise<void>
 }
 
 const KEY_BYTES_MAX = 512

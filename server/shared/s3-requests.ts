@@ -34,8 +34,10 @@ export interface S3Options {
   /** For tests; the default is the SDK's chain: environment, profile, container, instance. */
   readonly credentials?: S3Credentials | (() => Promise<S3Credentials>) | undefined
   readonly connectTimeoutMs?: number | undefined
-  /** A connection on which nothing moves for so long is given up. */
+  /** A connection on which nothing moves for so long is given up. What does move may take as long as it needs. */
   readonly idleTimeoutMs?: number | undefined
+  /** Until a reply begins, beside the time for what is sent. */
+  readonly replyTimeoutMs?: number | undefined
   readonly attemptsMax?: number | undefined
   readonly backoffMs?: number | undefined
 }
@@ -47,9 +49,10 @@ const BACKOFF_MS = 100
 const BACKOFF_MS_MAX = 5_000
 /** Told to slow down, we wait at least so long. */
 const SLOW_DOWN_MS = 500
-/** The slowest transfer that is waited for, beside a fixed time for the reply. */
-const BYTES_PER_SECOND_MIN = 256 << 10
+/** Until a reply begins, beside the time for what is sent. */
 const REPLY_MS_MAX = 30_000
+/** The slowest upload that is waited for. */
+const SENT_BYTES_PER_SECOND_MIN = 256 << 10
 
 /** What passes by itself, by the names that services give it. */
 const PASSING = new Set([
@@ -98,6 +101,49 @@ export class DamagedReply extends Error {
   override name = 'DamagedReply'
 }
 
+/** How long an attempt is waited for: until its reply begins, and then from each piece of its contents to the next. */
+export class Patience {
+  readonly #stop = new AbortController()
+  readonly #idleMs: number
+  #timer: NodeJS.Timeout
+  #bytes = 0
+  /** Why it was at an end; undefined if it is not. */
+  ended: string | undefined
+
+  constructor(replyMs: number, idleMs: number) {
+    this.#idleMs = idleMs
+    this.#timer = setTimeout(() => this.#give('no reply in time'), replyMs)
+  }
+
+  get signal(): AbortSignal {
+    return this.#stop.signal
+  }
+
+  /** So many bytes of the reply came, and the next ones are waited for. */
+  moved(bytes: number): void {
+    this.#bytes += bytes
+    this.hold()
+    this.#timer = setTimeout(
+      () => this.#give(`the reply stands still after ${this.#bytes} bytes, for ${this.#idleMs / 1000} s`),
+      this.#idleMs,
+    )
+  }
+
+  /** What comes next is not waited for: it is the caller who takes his time. Until `moved`. */
+  hold(): void {
+    clearTimeout(this.#timer)
+  }
+
+  end(): void {
+    this.hold()
+  }
+
+  #give(why: string): void {
+    this.ended = why
+    this.#stop.abort()
+  }
+}
+
 export class S3Requests {
   readonly checksums: S3Checksums
   readonly #makeClient: () => S3Client
@@ -106,10 +152,16 @@ export class S3Requests {
   readonly #description: string
   readonly #attemptsMax: number
   readonly #backoffMs: number
+  readonly #idleMs: number
+  readonly #replyMs: number
+  readonly #needs: string
   readonly #closing = new AbortController()
 
-  /** @throws PalimpsestError of kind invalid for an endpoint that is none */
-  constructor(description: string, options: S3Options) {
+  /**
+   * @param needs for messages: what the credentials must allow
+   * @throws PalimpsestError of kind invalid for an endpoint that is none
+   */
+  constructor(description: string, options: S3Options, needs: string) {
     const { endpoint } = options
     // Not to be repeated: it is in everybody's list of processes already.
     if (endpoint?.includes('@'))
@@ -123,6 +175,9 @@ export class S3Requests {
     this.#description = description
     this.#attemptsMax = options.attemptsMax ?? ATTEMPTS_MAX
     this.#backoffMs = options.backoffMs ?? BACKOFF_MS
+    this.#idleMs = options.idleTimeoutMs ?? IDLE_TIMEOUT_MS
+    this.#replyMs = options.replyTimeoutMs ?? REPLY_MS_MAX
+    this.#needs = needs
     this.checksums = options.checksums ?? (endpoint === undefined ? 'aws' : 'md5')
     const protection = this.checksums === 'aws' ? 'WHEN_SUPPORTED' : 'WHEN_REQUIRED'
     const region =
@@ -143,7 +198,7 @@ export class S3Requests {
         responseChecksumValidation: protection,
         requestHandler: {
           connectionTimeout: options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS,
-          socketTimeout: options.idleTimeoutMs ?? IDLE_TIMEOUT_MS,
+          socketTimeout: this.#idleMs,
         },
       })
     this.#client = this.#makeClient()
@@ -168,29 +223,35 @@ export class S3Requests {
    * Runs a request until it succeeds, fails for good, or has failed too often.
    *
    * @param what for messages: "getting KEY"
-   * @param bytes how much is sent or received, for the time it may take
-   * @param attempt one attempt; what it throws decides. `number` counts from 0
+   * @param sentBytes how much is sent, for the time until the reply begins
+   * @param attempt one attempt; what it throws decides. `number` counts from 0. Whoever reads a reply's contents tells
+   *   `patience` of each piece that comes: what moves is waited for, however long all of it takes
    * @throws PalimpsestError: `retry` when the service cannot be reached or is overloaded, else `internal`
    */
   async run<T>(
     what: string,
-    bytes: number,
-    attempt: (signal: AbortSignal, number: number) => Promise<T>,
+    sentBytes: number,
+    attempt: (signal: AbortSignal, number: number, patience: Patience) => Promise<T>,
   ): Promise<T> {
     const closing = this.#closing.signal
     for (let number = 0; ; number++) {
       if (closing.aborted) throw retryError(`${what} in ${this.#description}: the store is being closed`)
-      const timeLimit = AbortSignal.timeout(REPLY_MS_MAX + Math.ceil((bytes / BYTES_PER_SECOND_MIN) * 1000))
+      const patience = new Patience(
+        this.#replyMs + Math.ceil((sentBytes / SENT_BYTES_PER_SECOND_MIN) * 1000),
+        this.#idleMs,
+      )
       try {
-        return await attempt(AbortSignal.any([closing, timeLimit]), number)
+        return await attempt(AbortSignal.any([closing, patience.signal]), number, patience)
       } catch (error) {
         if (error instanceof PalimpsestError || isLocal(error)) throw error
-        const text = `${what} in ${this.#description}: ${explain(error, timeLimit.aborted)}`
+        const text = `${what} in ${this.#description}: ${patience.ended ?? explain(error, this.#needs)}`
         if (EXPIRED.has(errorName(error)) && this.#renewCredentials()) continue
         if (!isPassing(error)) throw internalError(text, error)
         if (number + 1 >= this.#attemptsMax)
           throw retryError(`${text} (${number + 1} attempts); it is worth trying again later`, error)
         await this.#pause(number, errorName(error))
+      } finally {
+        patience.end()
       }
     }
   }
@@ -249,7 +310,7 @@ function isPassing(error: unknown): boolean {
 }
 
 /** What happened and what to do. */
-function explain(error: unknown, late: boolean): string {
+function explain(error: unknown, needs: string): string {
   const name = errorName(error)
   const message = error instanceof Error ? error.message : String(error)
   const code = (error as { code?: unknown }).code
@@ -264,9 +325,8 @@ function explain(error: unknown, late: boolean): string {
   if (name === 'PermanentRedirect' || name === 'AuthorizationHeaderMalformed' || status === 301)
     return `${message}; the bucket is in another region: set --s3-region`
   if (status === 403)
-    return `access denied (${name}): ${message}; check the credentials and that they allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket here`
+    return `access denied (${name}): ${message}; check the credentials and that they allow ${needs} here`
   if (status === 501) return `the service does not implement this request (${name}): ${message}`
   if (status !== undefined) return `${name} (HTTP ${status})${message === name ? '' : `: ${message}`}`
-  if (late) return 'no reply in time'
   return `the service cannot be reached: ${typeof code === 'string' && !message.includes(code) ? `${code} ` : ''}${message || name}`
 }

@@ -1,5 +1,8 @@
 /** The backup of a cell of three in a real S3 service: leaders come and go, and the cell comes back from there alone. */
+import { execFile } from 'node:child_process'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import t from 'tap'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import { MessageType } from '../../protocol/messages.ts'
@@ -16,6 +19,8 @@ import { TestCell } from '../support/cell.ts'
 import { lsnBytes } from '../support/lsn-bytes.ts'
 import { Radosgw, radosgwSkip } from '../support/radosgw.ts'
 
+const run = promisify(execFile)
+const BIN = fileURLToPath(new URL('../../bin/palimpsest.js', import.meta.url))
 const ID = '5a'.repeat(16) as TimelineId
 const START = 8192 as Lsn
 
@@ -62,11 +67,48 @@ t.test('a cell backed up to Ceph radosgw', { skip: radosgwSkip() }, async t => {
   }
   for (const name of [...cell.nodes.keys()]) await cell.stop(name)
 
+  // From here on with credentials that may only read.
+  const mayRead = await ceph.reader()
+  const readerOptions = {
+    bucket: 'palimpsest',
+    prefix: 'cells-of-a-test',
+    endpoint: ceph.endpoint,
+    pathStyle: true,
+    credentials: mayRead,
+  }
+  const like = (fields: object) => fields as Error
+  await t.rejects(
+    S3ObjectStore.open({ ...readerOptions, prefix: 'another' }),
+    like({ kind: 'internal', message: /access denied/ }),
+    'they do not suffice to write',
+  )
+  const readable = await S3ObjectStore.openToRead(readerOptions)
+  t.teardown(() => readable.close())
+  const before = await store.list('')
+  const palimpsest = (...args: string[]) =>
+    run(process.execPath, [BIN, ...args], {
+      env: {
+        ...process.env,
+        AWS_ACCESS_KEY_ID: mayRead.accessKeyId,
+        AWS_SECRET_ACCESS_KEY: mayRead.secretAccessKey,
+      },
+    })
+  const where = ['--backup', 's3://palimpsest/cells-of-a-test', '--s3-endpoint', ceph.endpoint]
+  const from = [...where, '--s3-path-style', '--json']
+  const listed = JSON.parse((await palimpsest('backup', 'list', ...from)).stdout)
+  t.equal(listed[0].cellId, cellId)
+  const verified = JSON.parse((await palimpsest('backup', 'verify', ...from)).stdout)
+  t.equal(verified.toIndex, listed[0].toIndex)
+  const made = join(t.testdir(), 'made')
+  const restoredBy = await palimpsest('backup', 'restore', ...from, '--data', made, '--id', 'one')
+  t.equal(JSON.parse(restoredBy.stdout).toIndex, listed[0].toIndex)
+  t.same(await store.list(''), before, 'and nothing was written')
+
   const dir = join(t.testdir(), 'restored')
   const listener = new Listener({ host: '127.0.0.1', port: 0, log: silentLog })
   await listener.listen()
   await restoreBackup({
-    store,
+    store: readable,
     cellId: cellId!,
     newCellId: 'ab'.repeat(16),
     disk: nodeDisk,

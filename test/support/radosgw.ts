@@ -184,6 +184,16 @@ rgw_gc_processor_period = 600
     client.destroy()
   }
 
+  /** Access of the same user's that may read and list, and nothing else. */
+  async reader(): Promise<{ accessKeyId: string; secretAccessKey: string }> {
+    const key = `${KEY}READER`
+    const who = ['--uid=test', '--subuser=test:reader']
+    await this.#run('radosgw-admin', ['subuser', 'create', ...who, '--access=read'])
+    const keys = ['--key-type=s3', `--access-key=${key}`, `--secret=${key}`]
+    await this.#run('radosgw-admin', ['key', 'create', ...who, ...keys])
+    return { accessKeyId: key, secretAccessKey: key }
+  }
+
   /** The gateway answers nobody from here on, as if the network were cut; `resume` ends it. */
   pause(): void {
     this.#children.at(-1)!.kill('SIGSTOP')

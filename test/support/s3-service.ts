@@ -6,13 +6,15 @@
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { S3StoreOptions } from '../../server/shared/object-store-s3.ts'
 
 /**
  * lost: it takes effect, and the connection ends without a reply. refused: the connection ends before anything happened.
  * slow: 503 SlowDown. internal: 500. denied: 403. cut: half of the contents. damaged: contents with one bit flipped.
  * conflict: 409. absent: 404. skewed: 403, this machine's clock is wrong. portal: 200, with what is no answer of S3's. elsewhere: 404 of
- * a server that is none.
+ * a server that is none. trickle: the contents in pieces, with time between them. stall: half of the contents, and then nothing,
+ * on a connection that stays.
  */
 export type S3Fault =
   | 'lost'
@@ -27,6 +29,8 @@ export type S3Fault =
   | 'skewed'
   | 'portal'
   | 'elsewhere'
+  | 'trickle'
+  | 'stall'
 
 interface StoredObject {
   readonly bytes: Buffer
@@ -34,6 +38,8 @@ interface StoredObject {
 }
 
 const PAGE_KEYS = 5
+const TRICKLE_PIECES = 25
+export const TRICKLE_MS = 60 * TRICKLE_PIECES
 
 export class S3Service {
   readonly objects = new Map<string, StoredObject>()
@@ -119,6 +125,15 @@ export class S3Service {
     if (fault === 'cut') {
       response.write(body.subarray(0, body.length >> 1), () => request.socket.destroy())
       return
+    }
+    if (fault === 'stall') return void response.write(body.subarray(0, body.length >> 1))
+    if (fault === 'trickle') {
+      const pieceBytes = Math.ceil(body.length / TRICKLE_PIECES)
+      for (let at = 0; at < body.length && !response.destroyed; at += pieceBytes) {
+        response.write(body.subarray(at, at + pieceBytes))
+        await sleep(TRICKLE_MS / TRICKLE_PIECES)
+      }
+      return void response.end()
     }
     if (fault === 'damaged' && body.length > 0) {
       body = Buffer.from(body)

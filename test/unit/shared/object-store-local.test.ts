@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync, utimesSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readdirSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
@@ -110,4 +110,50 @@ t.test('after a sync that failed nothing more is put, as if the next one could m
   t.same((await store.get('a'))?.toString(), 'a', 'what is there can be read')
   const again = await LocalObjectStore.open(dir)
   t.equal(await again.putIfAbsent('c', Buffer.from('c')), true)
+})
+
+t.test('opened to read: nothing is made, nothing is removed', async t => {
+  const dir = t.testdir({ file: 'x', empty: {}, store: { a: { b: 'v' }, '.tmp': { old: 'x' } } })
+  const twoHoursAgo = Date.now() / 1000 - 7200
+  utimesSync(join(dir, 'store', '.tmp', 'old'), twoHoursAgo, twoHoursAgo)
+  const store = await LocalObjectStore.openToRead(join(dir, 'store'))
+  t.equal((await store.get('a/b'))?.toString(), 'v')
+  t.same(await store.list(''), [{ key: 'a/b', bytes: 1 }])
+  t.same(readdirSync(join(dir, 'store', '.tmp')), ['old'])
+  const empty = await LocalObjectStore.openToRead(join(dir, 'empty'))
+  t.same(await empty.list(''), [])
+  t.same(readdirSync(join(dir, 'empty')), [])
+  const like = (fields: object) => fields as Error
+  await t.rejects(
+    LocalObjectStore.openToRead(join(dir, 'none')),
+    like({ kind: 'invalid', message: /no object store .*none: no such directory/ }),
+  )
+  t.notOk(existsSync(join(dir, 'none')))
+  await t.rejects(
+    LocalObjectStore.openToRead(join(dir, 'file')),
+    like({ kind: 'invalid', message: /file is a file/ }),
+  )
+})
+
+t.test('nobody but owner and group may read what is stored, whatever the umask', async t => {
+  const before = process.umask(0)
+  t.teardown(() => process.umask(before))
+  const dir = t.testdir({ near: 'x', copied: 'x' })
+  const modeOf = (...path: string[]) => statSync(join(dir, ...path)).mode & 0o777
+  const store = await LocalObjectStore.open(join(dir, 'store'))
+  await store.putIfAbsent('a/b/bytes', Buffer.from('v'))
+  chmodSync(join(dir, 'near'), 0o666)
+  await store.putFile('a/near', join(dir, 'near'))
+  for (const path of ['.', '.tmp', 'a', 'a/b']) t.equal(modeOf('store', path), 0o750, path)
+  for (const path of ['a/b/bytes', 'a/near']) t.equal(modeOf('store', path), 0o640, path)
+  // As an earlier release has stored it.
+  chmodSync(join(dir, 'store', 'a', 'near'), 0o644)
+  await store.getFile('a/near', join(dir, 'fetched'))
+  t.equal(modeOf('fetched'), 0o640)
+  // And what the umask takes away stays away.
+  process.umask(0o077)
+  await store.putIfAbsent('c/private', Buffer.from('v'))
+  t.equal(modeOf('store', 'c'), 0o700)
+  t.equal(modeOf('store', 'c', 'private'), 0o600)
+  store.close()
 })

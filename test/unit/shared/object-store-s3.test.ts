@@ -1,10 +1,10 @@
-import { existsSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { CasObject } from '../../../server/shared/cas-object.ts'
 import { parseS3Url, S3ObjectStore } from '../../../server/shared/object-store-s3.ts'
 import { objectStoreContract } from '../../contract/object-store.ts'
-import { type S3Fault, S3Service } from '../../support/s3-service.ts'
+import { type S3Fault, S3Service, TRICKLE_MS } from '../../support/s3-service.ts'
 
 /** What a rejection must look like; tap takes any object, its types want an Error. */
 const like = (error: object) => error as Error
@@ -137,6 +137,82 @@ t.test('closing ends what is under way', async t => {
   while (service.requests.length < 2) await new Promise(next => setTimeout(next, 5))
   store.close()
   await t.rejects(put, like({ kind: 'retry', message: /being closed/ }))
+})
+
+t.test('a reply that moves is waited for, one that stands still is not', async t => {
+  const service = await S3Service.start(t)
+  // All of the contents take longer than any of the limits.
+  const limitMs = Math.round(TRICKLE_MS / 2)
+  const store = await open(t, service, {
+    attemptsMax: 2,
+    idleTimeoutMs: limitMs,
+    replyTimeoutMs: limitMs,
+  })
+  const bytes = Buffer.alloc(100_000, 'slow ')
+  await store.putIfAbsent('k', bytes)
+  const copy = join(t.testdir(), 'copy')
+  service.requests = []
+  service.fault = method => (method === 'GET' ? 'trickle' : undefined)
+  t.ok((await store.get('k'))?.equals(bytes))
+  t.equal((await store.getRange('k', 10, 90_000))?.length, 90_000)
+  t.equal(await store.getFile('k', copy), bytes.length)
+  t.ok(readFileSync(copy).equals(bytes))
+  t.equal(
+    service.requests.filter(request => request.startsWith('GET')).length,
+    3,
+    'each at the first attempt',
+  )
+  service.fault = method => (method === 'GET' ? 'stall' : undefined)
+  service.requests = []
+  const attempts: (() => Promise<unknown>)[] = [
+    () => store.get('k'),
+    () => store.getRange('k', 10, 90_000),
+    () => store.getFile('k', join(t.testdir(), 'none')),
+  ]
+  for (const attempt of attempts)
+    await t.rejects(
+      attempt(),
+      like({ kind: 'retry', message: /(stands still|of inactivity).*2 attempts/ }),
+      attempt.toString(),
+    )
+  t.equal(service.requests.filter(request => request.startsWith('GET')).length, 6, 'each was repeated')
+  service.fault = () => undefined
+  t.ok((await store.get('k'))?.equals(bytes))
+})
+
+t.test('a store opened to read sends nothing that writes', async t => {
+  const service = await S3Service.start(t)
+  const writer = await open(t, service)
+  await writer.putIfAbsent('a/b', Buffer.from('v'))
+  service.requests = []
+  const dir = t.testdir()
+  const store = await S3ObjectStore.openToRead(service.options())
+  t.teardown(() => store.close())
+  t.equal((await store.get('a/b'))?.toString(), 'v')
+  t.equal(await store.head('a/b'), 1)
+  t.equal((await store.getRange('a/b', 0, 1))?.toString(), 'v')
+  t.same(await store.list('a/'), [{ key: 'a/b', bytes: 1 }])
+  t.equal(await store.getFile('a/b', join(dir, 'copy')), 1)
+  t.same(
+    service.requests.filter(request => !/^(GET|HEAD|LIST) /.test(request)),
+    [],
+  )
+  service.fault = () => 'denied'
+  await t.rejects(
+    store.get('a/b'),
+    like({ kind: 'internal', message: /access denied.*allow s3:GetObject and s3:ListBucket here/ }),
+  )
+})
+
+t.test('a file that was fetched is for nobody else to read, whatever the umask', async t => {
+  const service = await S3Service.start(t)
+  const store = await open(t, service)
+  await store.putIfAbsent('k', Buffer.from('v'))
+  const before = process.umask(0)
+  t.teardown(() => process.umask(before))
+  const copy = join(t.testdir(), 'copy')
+  await store.getFile('k', copy)
+  t.equal(statSync(copy).mode & 0o777, 0o640)
 })
 
 t.test('the page of a proxy or portal is no answer, whatever its status', async t => {
