@@ -11,6 +11,7 @@ import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { LSN_MAX, type Lsn } from '../../protocol/ids.ts'
 import type { ImportEnd, ImportKind, ImportPages, ImportSpace } from '../../protocol/messages-import.ts'
 import { invalidError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import { DATA_FILE_MODE } from '../shared/file-modes.ts'
 import { Turns } from '../shared/turns.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
 import { closeGaps } from './core/gaps.ts'
@@ -115,7 +116,7 @@ export class ImportSession {
       let spool = this.#spool
       if (spool === undefined) {
         const path = this.timeline.scratchPath('import')
-        spool = { path, file: await open(path, 'wx'), pages: [], bytes: 0 }
+        spool = { path, file: await open(path, 'wx', DATA_FILE_MODE), pages: [], bytes: 0 }
         this.#spool = spool
       }
       let written = 0

@@ -6,6 +6,7 @@ import type { Address } from '../../protocol/dial.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { lockDirectory } from '../shared/dir-lock.ts'
 import { internalError, invalidError } from '../shared/errors.ts'
+import { DATA_DIRECTORY_MODE } from '../shared/file-modes.ts'
 import type { Listener } from '../shared/listener.ts'
 import type { Log } from '../shared/log.ts'
 import { MeteredObjectStore } from '../shared/metered-object-store.ts'
@@ -87,7 +88,7 @@ async function startWithin(options: PageServerOptions, unlock: () => void): Prom
   const plan = planMemory(options.memoryBytes ?? 1 << 30, threads)
   const scratchDir = join(dataDir, 'scratch')
   await rm(scratchDir, { recursive: true, force: true })
-  await mkdir(scratchDir, { recursive: true })
+  await mkdir(scratchDir, { recursive: true, mode: DATA_DIRECTORY_MODE })
   const consumer = await loadNodeId(dataDir, store)
   const log = options.log.child({ node: consumer })
 

@@ -22,6 +22,7 @@ import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { link, rename, truncate, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { corruptError, refreshError, toPalimpsestError } from '../shared/errors.ts'
+import { DATA_DIRECTORY_MODE } from '../shared/file-modes.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import { removeScratch } from './environment.ts'
@@ -74,8 +75,8 @@ export class LayerCache implements LayerStore {
     this.#partialDir = join(options.dir, 'partial')
     try {
       rmSync(this.#partialDir, { recursive: true, force: true })
-      mkdirSync(this.#partialDir, { recursive: true })
-      mkdirSync(this.#layersDir, { recursive: true })
+      mkdirSync(this.#partialDir, { recursive: true, mode: DATA_DIRECTORY_MODE })
+      mkdirSync(this.#layersDir, { recursive: true, mode: DATA_DIRECTORY_MODE })
       this.#scan()
     } catch (error) {
       throw toPalimpsestError(error, `the layer cache in ${options.dir} cannot be used`)

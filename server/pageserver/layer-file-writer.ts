@@ -8,6 +8,7 @@
 import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs'
 import { crc32c } from '../../protocol/crc32c.ts'
 import { internalError, retryError } from '../shared/errors.ts'
+import { DATA_FILE_MODE } from '../shared/file-modes.ts'
 import { checkZstdLevel, zstdCompress } from '../shared/zstd.ts'
 import { type CatalogueEvent, encodeCatalogueEvents } from './catalogue-codec.ts'
 import {
@@ -77,7 +78,7 @@ export class LayerFileWriter {
     this.path = path
     this.identity = identity
     this.zstdLevel = zstdLevel === 0 ? 0 : checkZstdLevel(zstdLevel)
-    this.#fd = openSync(path, 'wx', 0o644)
+    this.#fd = openSync(path, 'wx', DATA_FILE_MODE)
     this.append(encodeLayerHeader(identity), 0, LAYER_HEADER_BYTES)
   }
 

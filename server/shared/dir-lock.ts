@@ -35,6 +35,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { internalError, invalidError, type PalimpsestError } from './errors.ts'
+import { DATA_DIRECTORY_MODE, DATA_FILE_MODE } from './file-modes.ts'
 
 /** The names of a file that others release come and go only so often. */
 const ATTEMPTS_MAX = 100
@@ -50,7 +51,7 @@ const LOCKED = 'flock'
  * it, and internal if files cannot be locked here. Gives the release.
  */
 export function lockDirectory(directory: string): () => void {
-  mkdirSync(directory, { recursive: true })
+  mkdirSync(directory, { recursive: true, mode: DATA_DIRECTORY_MODE })
   const path = join(directory, 'LOCK')
   for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
     const fd = openLocked(directory, path)
@@ -91,12 +92,12 @@ function openLocked(directory: string, path: string): number {
   const flags = constants.O_RDWR | constants.O_CREAT
   if (LOCKS_IN_OPEN)
     try {
-      return openSync(path, flags | O_EXLOCK | constants.O_NONBLOCK, 0o644)
+      return openSync(path, flags | O_EXLOCK | constants.O_NONBLOCK, DATA_FILE_MODE)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error
       throw inUse(directory, readOwner(path)?.pid)
     }
-  const fd = openSync(path, flags, 0o644)
+  const fd = openSync(path, flags, DATA_FILE_MODE)
   const { status, error, stderr } = spawnSync('flock', ['-x', '-n', '3'], {
     stdio: ['ignore', 'ignore', 'pipe', fd],
     encoding: 'utf8',

@@ -3,6 +3,7 @@ import { close, fdatasync, fstat, open, read, type WriteVResult, writev } from '
 import { access, mkdir, open as openHandle, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DirectWriter } from './direct-writer.ts'
+import { DATA_DIRECTORY_MODE, DATA_FILE_MODE } from './file-modes.ts'
 import type { Clock, Disk, DiskFile } from './seams.ts'
 
 export const nodeClock: Clock = {
@@ -85,14 +86,14 @@ class NodeDiskFile implements DiskFile {
 export const nodeDisk: Disk = {
   open: (path, how) =>
     new Promise((resolve, reject) => {
-      open(path, FLAGS[how], 0o640, (error, fd) =>
+      open(path, FLAGS[how], DATA_FILE_MODE, (error, fd) =>
         error === null ? resolve(new NodeDiskFile(fd)) : reject(error),
       )
     }),
   readFile: path => readFile(path),
   list: dir => readdir(dir),
   makeDir: async dir => {
-    await mkdir(dir, { recursive: true, mode: 0o750 })
+    await mkdir(dir, { recursive: true, mode: DATA_DIRECTORY_MODE })
   },
   exists: path =>
     access(path).then(
