@@ -4,7 +4,7 @@
  * it); TLS decrypts into memory of its own, from which bulks are copied.
  */
 import { connect as connectTcp, isIP, isIPv4, type Socket } from 'node:net'
-import { connect as connectTls } from 'node:tls'
+import { connect as connectTls, TLSSocket } from 'node:tls'
 import { type ErrorKind, PalimpsestError } from './errors.ts'
 import type { FrameReader } from './frame.ts'
 import type { ConnectionSecurity } from './security.ts'
@@ -129,6 +129,13 @@ function openTls(
   const { promise, resolve } = Promise.withResolvers<void>()
   socket.once('secureConnect', resolve)
   return { socket, secured: promise }
+}
+
+/** Until when the certificate is valid that the server showed, milliseconds since 1970; undefined over plain TCP. */
+export function certificateEndMs(socket: Socket): number | undefined {
+  if (!(socket instanceof TLSSocket)) return undefined
+  const endMs = Date.parse(socket.getPeerCertificate()?.valid_to ?? '')
+  return Number.isNaN(endMs) ? undefined : endMs
 }
 
 /** Codes of OpenSSL and Node.js for a server's certificate that does not hold. */

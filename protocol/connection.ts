@@ -10,7 +10,7 @@
  */
 import type { Socket } from 'node:net'
 import { BulkPool } from './bulk-pool.ts'
-import { openClientSocket } from './client-socket.ts'
+import { certificateEndMs, openClientSocket } from './client-socket.ts'
 import { type ErrorKind, PalimpsestError, toPalimpsestError } from './errors.ts'
 import {
   type BULK_WAIT,
@@ -248,6 +248,11 @@ export class Connection {
   /** Bit mask of the server's roles. */
   get roles(): number {
     return this.hello_!.roles
+  }
+
+  /** Until when the server's certificate is valid, milliseconds since 1970; undefined over plain TCP. Ask while connected. */
+  get certificateExpiresAtMs(): number | undefined {
+    return certificateEndMs(this.socket)
   }
 
   /** Aborted, with the error as its reason, when the connection is gone. */

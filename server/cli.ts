@@ -1,14 +1,16 @@
-/** The command line: joins the commands, and turns what they throw into one line on stderr and an exit code (0, 1, or 2 for wrong usage). */
+/** The command line: joins the commands, and turns what they throw into one line on stderr and an exit code (docs/operations.md has them). */
 
 import { readFileSync } from 'node:fs'
-import { Command, CommanderError } from 'commander'
+import { type Command, CommanderError } from 'commander'
 import { registerAttach } from './commands/attach.ts'
 import { registerBackup } from './commands/backup.ts'
 import { registerBench } from './commands/bench.ts'
+import { CliCommand } from './commands/command-line.ts'
 import { describeError, UsageError } from './commands/common.ts'
 import { registerDev } from './commands/dev.ts'
 import { registerExport } from './commands/export.ts'
 import { registerImport } from './commands/import.ts'
+import { InterruptedError } from './commands/interruption.ts'
 import { registerKeys } from './commands/keys.ts'
 import { registerLog } from './commands/log.ts'
 import { registerMember } from './commands/member.ts'
@@ -24,7 +26,7 @@ export function buildProgram(): Command {
   const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
     version: string
   }
-  const program = new Command('palimpsest')
+  const program = new CliCommand('palimpsest')
     .description('Storage for MariaDB that keeps every version of every page.')
     .version(version)
     .showSuggestionAfterError()
@@ -95,6 +97,7 @@ export async function main(argv: string[]): Promise<number> {
     const message = describeError(error)
     process.stderr.write(`palimpsest: ${message.replace(/\s*\n\s*/g, '; ')}\n`)
     if (process.env['PALIMPSEST_DEBUG'] && error instanceof Error) process.stderr.write(`${error.stack}\n`)
+    if (error instanceof InterruptedError) return error.exitCode
     return error instanceof UsageError ? 2 : 1
   }
 }

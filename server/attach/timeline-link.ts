@@ -88,12 +88,16 @@ export async function createTimeline(
     )
   const startLsn = half?.beginLsn ?? wanted.startLsn
   if (!half)
-    await servers.safekeeper.request({
-      type: MessageType.WalCreate,
-      timeline,
-      startLsn,
-      name: wanted.name,
-    })
+    await servers.safekeeper
+      .request({
+        type: MessageType.WalCreate,
+        timeline,
+        startLsn,
+        name: wanted.name,
+      })
+      .catch(error => {
+        throw withoutRandomId(error, timeline, wanted)
+      })
   await servers.pageServer.request({
     type: MessageType.TimelineCreate,
     timeline,
@@ -103,6 +107,20 @@ export async function createTimeline(
     serverVersion: wanted.serverVersion,
   })
   return { timeline, startLsn }
+}
+
+/** A token that is limited to timelines does not know the id that chance gave: the refusal names none that helps. */
+function withoutRandomId(error: unknown, timeline: TimelineId, wanted: NewTimeline): unknown {
+  if (wanted.timeline !== undefined || !(error instanceof PalimpsestError) || error.kind !== 'invalid')
+    return error
+  const { message } = error
+  if (!message.includes(`write:${timeline}`)) return error
+  return new PalimpsestError(
+    'invalid',
+    `the token may not write to a timeline ${wanted.name}, if there is one; to make it, give --id, with the ID of the token's scope write:ID ` +
+      `(the server says: ${message.replaceAll(timeline, 'ID')})`,
+    { cause: error },
+  )
 }
 
 /** What this process is called as a writer. */

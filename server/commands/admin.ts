@@ -4,6 +4,7 @@ import type { Address } from '../../protocol/dial.ts'
 import { AdminServer, Readiness } from '../shared/admin-http.ts'
 import type { Log } from '../shared/log.ts'
 import { Metrics, type MetricsSource, NO_METRICS } from '../shared/metrics.ts'
+import { HelpGroup } from './command-line.ts'
 import { addressArgument } from './common.ts'
 import { packageVersion } from './version.ts'
 
@@ -14,16 +15,24 @@ export interface AdminCommandOptions {
 
 export function addAdminOption(command: Command): Command {
   return command
-    .option(
-      '--admin-listen <HOST:PORT>',
-      'serve /metrics (Prometheus), /healthz and /readyz over HTTP; loopback addresses only, unless --insecure-admin-listen',
-      addressArgument,
+    .addOption(
+      command
+        .createOption(
+          '--admin-listen <HOST:PORT>',
+          'serve /metrics (Prometheus), /healthz and /readyz over HTTP; loopback addresses only, unless --insecure-admin-listen',
+        )
+        .argParser(addressArgument)
+        .helpGroup(HelpGroup.MONITORING),
     )
-    .option(
-      '--insecure-admin-listen',
-      'allow --admin-listen on an address that other machines can reach: whoever reaches it can read the metrics, which ' +
-        'tell names and sizes, but no data',
-      false,
+    .addOption(
+      command
+        .createOption(
+          '--insecure-admin-listen',
+          'allow --admin-listen on an address that other machines can reach: whoever reaches it can read the metrics, which ' +
+            'tell names and sizes, but no data',
+        )
+        .default(false)
+        .helpGroup(HelpGroup.MONITORING),
     )
 }
 

@@ -6,8 +6,21 @@ import { AttachMetrics } from '../attach/metrics.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { createLog } from '../shared/log.ts'
 import { type AdminCommandOptions, addAdminOption, openWatch } from './admin.ts'
-import { addClientOptions, type ClientOptions, checkTimeline, pathArgument } from './common.ts'
-import { newTimelineOption, printAttachResult, sameServerOption, withProgress } from './datadir-common.ts'
+import {
+  addClientOptions,
+  type ClientOptions,
+  checkTimeline,
+  pathArgument,
+  TIMELINE_WRITE_HELP,
+} from './common.ts'
+import {
+  importLeft,
+  newTimelineOption,
+  printAttachResult,
+  sameServerOption,
+  withProgress,
+} from './datadir-common.ts'
+import { interruptible } from './interruption.ts'
 
 interface Options extends ClientOptions, AdminCommandOptions {
   datadir: string
@@ -31,7 +44,7 @@ export function registerAttach(program: Command): void {
           "import a MariaDB server's datadir while it runs, then follow its redo log and its other files",
         )
         .requiredOption('--datadir <DIR>', 'the datadir (SELECT @@datadir); it is only read', pathArgument)
-        .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+        .requiredOption('--timeline <NAME>', TIMELINE_WRITE_HELP)
         .addOption(newTimelineOption())
         .option('--once', 'stop when caught up with the end of the log', false)
         .option('--socket <PATH>', "the server's socket: checked to be this datadir's server")
@@ -55,22 +68,13 @@ Examples:
   palimpsest attach --datadir /var/lib/mysql --timeline prod --once --json`,
     )
     .action(async (options: Options) => {
-      const stop = new AbortController()
-      const onSignal = (): void => stop.abort(new Error('stopped by signal'))
-      process.on('SIGTERM', onSignal)
-      process.on('SIGINT', onSignal)
-      try {
-        const result = await runAttach(options, stop.signal)
-        printAttachResult(result, options.json)
-      } catch (error) {
-        if (!stop.signal.aborted) throw error
-        throw new Error('stopped before the import was complete; run the same command again to go on', {
-          cause: error,
-        })
-      } finally {
-        process.off('SIGTERM', onSignal)
-        process.off('SIGINT', onSignal)
-      }
+      const result = await interruptible(importLeft(options.timeline), async signal => {
+        const attached = await runAttach(options, signal)
+        // What follows until it is told to stop has done its work then; --once has an end of its own.
+        if (options.once) signal.throwIfAborted()
+        return attached
+      })
+      printAttachResult(result, options.json)
     })
 }
 
@@ -81,6 +85,7 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
     await checkServer(options.socket, options.datadir)
   }
   const watch = await openWatch('attach', options, createLog({ name: 'attach', level: 'warn' }))
+  const security = openClientSecurity(options)
   const metrics = new AttachMetrics(watch.part('attach'), options.timeline)
   watch.readiness.add('following', () => metrics.missing)
   try {
@@ -88,9 +93,9 @@ async function runAttach(options: Options, signal: AbortSignal): Promise<AttachR
       attach({
         datadir: options.datadir,
         timeline: options.timeline,
-        newTimeline: options.id,
+        newTimeline: options.id ?? security?.onlyTimeline,
         connect: options.connect,
-        security: openClientSecurity(options),
+        security,
         once: options.once,
         live: true,
         sameServer: options.sameServer,

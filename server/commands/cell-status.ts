@@ -1,12 +1,11 @@
 /** The safekeepers of a cell as `palimpsest status` shows them: every node asked for itself, and what wants attention. */
-import Table from 'cli-table3'
-import { parseAddress } from '../../protocol/dial.ts'
-import { type CellStatusReply, MessageType } from '../../protocol/messages.ts'
-import { askLeader } from '../shared/cell-client.ts'
+import { dial, parseAddress } from '../../protocol/dial.ts'
+import { type CellStatusReply, MessageType, Role } from '../../protocol/messages.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import { formatBytes } from '../shared/format.ts'
+import { formatBytes, formatRoughly } from '../shared/format.ts'
 import type { ClientOptions } from './common.ts'
 import { leaderStatus, nameOf } from './leader-status.ts'
+import { plainTable } from './table.ts'
 
 const ASK_MS = 3000
 
@@ -14,23 +13,37 @@ export interface CellView {
   /** As the leader sees it, or whoever answered. */
   readonly cell: CellStatusReply
   /** Each member's own answer; undefined: none. */
-  readonly nodes: readonly { readonly name: string; readonly status: CellStatusReply | undefined }[]
+  readonly nodes: readonly NodeView[]
+}
+
+export interface NodeView {
+  readonly name: string
+  readonly status: CellStatusReply | undefined
+  /** Until when its certificate is valid, milliseconds since 1970; undefined: it has none, or was not reached. */
+  readonly certificateExpiresAtMs?: number | undefined
 }
 
 export async function collectCell(options: ClientOptions): Promise<CellView> {
   const cell = await leaderStatus(options)
-  const dial = { security: openClientSecurity(options), deadlineMs: ASK_MS }
+  const how = { security: openClientSecurity(options), deadlineMs: ASK_MS }
   const nodes = await Promise.all(
     cell.members.map(async member => {
       const name = nameOf(member.nodeId)
-      if (member.nodeId === cell.nodeId) return { name, status: cell }
+      // It has answered already, by whatever address it was asked.
+      const known = member.nodeId === cell.nodeId ? cell : undefined
       try {
-        const address = [parseAddress(member.address)]
-        const request = { deadlineMs: ASK_MS }
-        const { message } = await askLeader(address, { type: MessageType.CellStatus }, { dial, request })
-        return { name, status: message.nodeId === member.nodeId ? message : undefined }
+        const connection = await dial([parseAddress(member.address)], Role.SAFEKEEPER, how)
+        try {
+          const { certificateExpiresAtMs } = connection
+          const { message } = await connection.request({ type: MessageType.CellStatus })
+          return message.nodeId === member.nodeId
+            ? { name, status: message, certificateExpiresAtMs }
+            : { name, status: known }
+        } finally {
+          connection.close()
+        }
       } catch {
-        return { name, status: undefined }
+        return { name, status: known }
       }
     }),
   )
@@ -81,28 +94,33 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
   return lines
 }
 
-export function cellTable({ cell, nodes }: CellView): string {
-  const table = new Table({
-    head: ['safekeeper', 'role', 'term', 'committed', 'flushed', 'behind', 'disk', 'packed', 'zone'],
-    colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'right', 'right', 'left'],
-    style: { head: [], border: [], compact: true },
+export function cellTable({ cell, nodes }: CellView, nowMs = Date.now()): string {
+  const columns = [
+    { head: 'safekeeper' },
+    { head: 'role' },
+    { head: 'term', align: 'right' },
+    { head: 'committed', align: 'right' },
+    { head: 'behind', align: 'right' },
+    { head: 'disk', align: 'right' },
+    { head: 'saved', align: 'right' },
+    { head: 'certificate', align: 'right' },
+    { head: 'zone' },
+  ] as const
+  const rows = cell.members.map((member, i) => {
+    const { name, status, certificateExpiresAtMs } = nodes[i]!
+    const left = certificateExpiresAtMs === undefined ? undefined : certificateExpiresAtMs - nowMs
+    if (status === undefined) return [name, 'no answer', ...Array<undefined>(columns.length - 3), member.zone]
+    return [
+      name,
+      status.role,
+      status.term,
+      status.commitIndex,
+      Math.max(0, cell.lastIndex - status.flushedIndex),
+      formatBytes(status.diskBytes),
+      status.rawBytes > 0 ? `${Math.round((1 - status.storedBytes / status.rawBytes) * 100)} %` : undefined,
+      left === undefined ? undefined : left <= 0 ? 'expired' : formatRoughly(left),
+      status.zone,
+    ]
   })
-  cell.members.forEach((member, i) => {
-    const { name, status } = nodes[i]!
-    if (status === undefined)
-      table.push([name, 'no answer', '-', '-', '-', '-', '-', '-', member.zone || '-'])
-    else
-      table.push([
-        name,
-        status.role,
-        status.term,
-        status.commitIndex,
-        status.flushedIndex,
-        Math.max(0, cell.lastIndex - status.flushedIndex),
-        formatBytes(status.diskBytes),
-        status.rawBytes > 0 ? `${Math.round((1 - status.storedBytes / status.rawBytes) * 100)} % less` : '-',
-        status.zone || '-',
-      ])
-  })
-  return table.toString()
+  return plainTable(columns, rows)
 }

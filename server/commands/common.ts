@@ -10,10 +10,18 @@ import type { Moment } from '../datadir/at-lsn.ts'
 import { type ClientSecurityFiles, openClientSecurity } from '../shared/client-security.ts'
 import { PalimpsestError } from '../shared/errors.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
+import { HelpGroup } from './command-line.ts'
 import { leaderStatus } from './leader-status.ts'
 import { didYouMean } from './similar.ts'
 
 export const DEFAULT_ADDRESS = '127.0.0.1:7070'
+
+/** For help texts: --json. */
+export const JSON_HELP = 'machine-readable output'
+/** --timeline of commands that read. */
+export const TIMELINE_READ_HELP = 'timeline to read, by name or id'
+/** And of those that write. */
+export const TIMELINE_WRITE_HELP = 'timeline to write to, by name or id; a name that there is not makes one'
 
 /** Option parsers; they turn a bad value into wrong usage. */
 export const addressArgument = orWrongUsage(parseAddress)
@@ -42,40 +50,50 @@ export interface ClientOptions extends ClientSecurityFiles {
 
 /** Options for the way to a server: `openClientSecurity` reads what they name. */
 export function addClientSecurityOptions(command: Command): Command {
-  const option = (flags: string, text: string, variable: string) =>
-    command.addOption(command.createOption(flags, text).env(variable))
+  const option = optionOf(command)
   option('--token-file <FILE>', 'token or API key to show to servers', 'PALIMPSEST_TOKEN_FILE')
   option(
     '--tls-ca <FILE>',
     'use TLS; servers must have a certificate of this CA ("system": of a well-known one)',
     'PALIMPSEST_TLS_CA',
   )
-  return command.option(
-    '--insecure-token',
-    'send the token even unencrypted to other machines: who is on the way can read and use it',
-    false,
+  return command.addOption(
+    command
+      .createOption(
+        '--insecure-token',
+        'send the token even unencrypted to other machines: who is on the way can read and use it',
+      )
+      .default(false)
+      .helpGroup(HelpGroup.SECURITY),
   )
+}
+
+/** Adds options that may stand in the environment as well. */
+export function optionOf(command: Command): (flags: string, text: string, variable: string) => Command {
+  return (flags, text, variable) =>
+    command.addOption(
+      command.createOption(flags, text).argParser(pathArgument).env(variable).helpGroup(HelpGroup.SECURITY),
+    )
 }
 
 /** The certificate of this process, shown by servers to clients and by clients to servers that want to see one. */
 export function addCertificateOptions(command: Command): Command {
-  const option = (flags: string, text: string, variable: string) =>
-    command.addOption(command.createOption(flags, text).env(variable))
+  const option = optionOf(command)
   option('--tls-cert <FILE>', 'own certificate, PEM', 'PALIMPSEST_TLS_CERT')
   return option('--tls-key <FILE>', 'private key of --tls-cert, PEM', 'PALIMPSEST_TLS_KEY')
 }
 
 /** Adds the options of every command that reaches a server. */
 export function addClientOptions(command: Command): Command {
-  addCertificateOptions(addClientSecurityOptions(command))
-  return command
+  command
     .addOption(
       command
-        .createOption('--connect <HOST:PORT[,…]>', 'servers to talk to: safekeeper and page server')
+        .createOption('--connect <HOST:PORT[,…]>', 'servers to talk to: safekeepers and page server')
         .argParser(addressesArgument)
         .default(parseAddresses(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
     )
-    .option('--json', 'machine-readable output', false)
+    .option('--json', JSON_HELP, false)
+  return addCertificateOptions(addClientSecurityOptions(command))
 }
 
 /** For help texts: how moments are written. */
@@ -156,10 +174,12 @@ export async function withConnection<T>(
   options: ClientOptions,
   role: Role,
   use: (connection: Connection) => Promise<T>,
+  signal?: AbortSignal,
 ): Promise<T> {
   const leader = role === Role.SAFEKEEPER ? await leaderAddress(options) : []
   const connection = await dial([...leader, ...options.connect], role, {
     security: openClientSecurity(options),
+    signal,
   })
   try {
     return await use(connection)
@@ -221,4 +241,9 @@ export async function findTimeline(connection: Connection, nameOrId: string): Pr
 
 export function printJson(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value, null, 2)}\n`)
+}
+
+/** A message as `--json` shows it: without its number on the wire. */
+export function withoutType<M extends { readonly type: number }>({ type: _, ...fields }: M): Omit<M, 'type'> {
+  return fields
 }

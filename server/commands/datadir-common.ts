@@ -10,7 +10,7 @@ import { type ClientOptions, findTimeline, timelineIdArgument, withConnection } 
 export function newTimelineOption(): Option {
   return new Option(
     '--id <ID>',
-    'if the timeline is made: its id, 32 hexadecimal digits, for which a token was made (default: random)',
+    'id of a timeline that is made, 32 hexadecimal digits (default: the one that the token is limited to, else random)',
   ).argParser(timelineIdArgument)
 }
 
@@ -19,6 +19,11 @@ export function sameServerOption(): Option {
     '--same-server',
     "the timeline's server has other Aria logs than before: go on with this datadir all the same",
   ).default(false)
+}
+
+/** For who interrupts an import. */
+export function importLeft(timeline: string): string {
+  return `the import into timeline ${timeline} is not complete, and what it had to bring cannot be read yet; run the same command again to go on`
 }
 
 export async function withProgress<T>(json: boolean, work: (progress: Progress) => Promise<T>): Promise<T> {
@@ -39,12 +44,18 @@ export interface OpenTimeline {
 /** Looks up the timeline of --timeline at the page server, for as long as `work` takes. */
 export function withTimeline<T>(
   options: ClientOptions & { readonly timeline: string },
+  signal: AbortSignal,
   work: (open: OpenTimeline) => Promise<T>,
 ): Promise<T> {
-  return withConnection(options, Role.PAGESERVER, async pageServer => {
-    const status = await findTimeline(pageServer, options.timeline)
-    return await withProgress(options.json, progress => work({ pageServer, status, progress }))
-  })
+  return withConnection(
+    options,
+    Role.PAGESERVER,
+    async pageServer => {
+      const status = await findTimeline(pageServer, options.timeline)
+      return await withProgress(options.json, progress => work({ pageServer, status, progress }))
+    },
+    signal,
+  )
 }
 
 export function printAttachResult(result: AttachResult, json: boolean): void {

@@ -10,9 +10,11 @@ import {
   momentOf,
   pathArgument,
   TIME_HELP,
+  TIMELINE_READ_HELP,
   timeArgument,
 } from './common.ts'
 import { withTimeline } from './datadir-common.ts'
+import { interruptible } from './interruption.ts'
 
 interface Options extends ClientOptions {
   timeline: string
@@ -26,7 +28,7 @@ export function registerExport(program: Command): void {
     program
       .command('export')
       .description('write a datadir as it was at an LSN or a time; a stock mariadbd starts on it')
-      .requiredOption('--timeline <NAME>', 'timeline to read, by name or id')
+      .requiredOption('--timeline <NAME>', TIMELINE_READ_HELP)
       .option('--lsn <N>', 'as of this LSN', lsnArgument)
       .option('--time <ISO>', `as of this time, ${TIME_HELP}`, timeArgument)
       .requiredOption('--out <DIR>', 'where to write; must be empty or not exist', pathArgument),
@@ -47,20 +49,12 @@ Examples:
     )
     .action(async (options: Options) => {
       const moment = momentOf(options)
-      const stop = new AbortController()
-      const onSignal = (): void =>
-        stop.abort(new Error(`stopped by signal; what was written to ${options.out} has been removed`))
-      process.once('SIGTERM', onSignal)
-      process.once('SIGINT', onSignal)
-      try {
-        const result = await withTimeline(options, open =>
-          exportDatadir({ ...open, moment, out: options.out, signal: stop.signal }),
-        )
-        printResult(result, options.json)
-      } finally {
-        process.off('SIGTERM', onSignal)
-        process.off('SIGINT', onSignal)
-      }
+      const result = await interruptible(
+        `what was written to ${options.out} has been removed; run the same command again`,
+        signal =>
+          withTimeline(options, signal, open => exportDatadir({ ...open, moment, out: options.out, signal })),
+      )
+      printResult(result, options.json)
     })
 }
 

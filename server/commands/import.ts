@@ -3,8 +3,21 @@ import type { Command } from 'commander'
 import type { TimelineId } from '../../protocol/ids.ts'
 import { attach } from '../attach/attach.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import { addClientOptions, type ClientOptions, checkTimeline, pathArgument } from './common.ts'
-import { newTimelineOption, printAttachResult, sameServerOption, withProgress } from './datadir-common.ts'
+import {
+  addClientOptions,
+  type ClientOptions,
+  checkTimeline,
+  pathArgument,
+  TIMELINE_WRITE_HELP,
+} from './common.ts'
+import {
+  importLeft,
+  newTimelineOption,
+  printAttachResult,
+  sameServerOption,
+  withProgress,
+} from './datadir-common.ts'
+import { interruptible } from './interruption.ts'
 
 interface Options extends ClientOptions {
   datadir: string
@@ -20,7 +33,7 @@ export function registerImport(program: Command): void {
       .command('import')
       .description('import the datadir of a server that is not running, or a copy of one')
       .requiredOption('--datadir <DIR>', 'the datadir; it is only read', pathArgument)
-      .requiredOption('--timeline <NAME>', 'timeline to write to; made if there is none')
+      .requiredOption('--timeline <NAME>', TIMELINE_WRITE_HELP)
       .addOption(newTimelineOption())
       .addOption(sameServerOption())
       .option('--redo <FILE>', "an ib_logfile0 with redo beyond the datadir's own checkpoint", pathArgument),
@@ -37,20 +50,27 @@ Example:
     )
     .action(async (options: Options) => {
       checkTimeline(options.timeline)
-      const result = await withProgress(options.json, progress =>
-        attach({
-          datadir: options.datadir,
-          timeline: options.timeline,
-          newTimeline: options.id,
-          connect: options.connect,
-          security: openClientSecurity(options),
-          once: true,
-          live: false,
-          redoFile: options.redo,
-          sameServer: options.sameServer,
-          progress,
-        }),
-      )
+      const security = openClientSecurity(options)
+      const result = await interruptible(importLeft(options.timeline), async signal => {
+        const imported = await withProgress(options.json, progress =>
+          attach({
+            datadir: options.datadir,
+            timeline: options.timeline,
+            newTimeline: options.id ?? security?.onlyTimeline,
+            connect: options.connect,
+            security,
+            once: true,
+            live: false,
+            redoFile: options.redo,
+            sameServer: options.sameServer,
+            signal,
+            progress,
+          }),
+        )
+        // Of pages that are all there, the redo may not be.
+        signal.throwIfAborted()
+        return imported
+      })
       printAttachResult(result, options.json)
     })
 }

@@ -8,10 +8,14 @@ import { ApiKeys, apiKeyLine, makeApiKey } from '../shared/api-keys.ts'
 import { readPublic, readSecret } from '../shared/credential-files.ts'
 import { CREDENTIAL_NAME, parseScopes } from '../shared/scopes.ts'
 import { makeSigningKey, parseKeySet, publicJwk, readSigningKey, signToken } from '../shared/tokens.ts'
-import { integerArgument, nodeNameArgument, printJson, UsageError } from './common.ts'
+import { JSON_HELP, nodeNameArgument, pathArgument, printJson } from './common.ts'
+import { addValidOptions, type ValidOptions, validMs } from './durations.ts'
 
 const LOCAL_HOSTS = ['localhost', '127.0.0.1', '::1']
-const HOUR_MS = 3600_000
+const DAY_MS = 24 * 3600_000
+const CA_VALID = '3650d'
+const NODE_VALID = '365d'
+const TOKEN_VALID = '30d'
 const NODE_NAME = /^[A-Za-z0-9_-]{1,32}$/
 
 export function registerKeys(program: Command): void {
@@ -36,15 +40,18 @@ Example: TLS and two tokens for one machine
     )
 
   jsonOption(
-    keys
-      .command('ca')
-      .description('a CA: DIR/ca.pem, and its private key DIR/ca.key')
-      .requiredOption('--out <DIR>', 'where to write')
-      .option('--name <NAME>', 'shown in certificates', 'Palimpsest development CA')
-      .option('--days <N>', 'valid for', integerArgument(1, 36_500), 3650),
-  ).action(async (options: { out: string; name: string; days: number; json: boolean }) => {
+    addValidOptions(
+      keys
+        .command('ca')
+        .description('a CA: DIR/ca.pem, and its private key DIR/ca.key')
+        .requiredOption('--out <DIR>', 'directory to write to; made if there is none', pathArgument)
+        .option('--name <NAME>', 'shown in certificates', 'Palimpsest development CA'),
+      CA_VALID,
+    ),
+  ).action(async (options: { out: string; name: string; json: boolean } & ValidOptions) => {
+    const days = validMs(options, CA_VALID) / DAY_MS
     const { makeCa } = await import('../keys/certificates.ts')
-    const pair = await makeCa(options.name, options.days)
+    const pair = await makeCa(options.name, days)
     const files = { key: join(options.out, 'ca.key'), cert: join(options.out, 'ca.pem') }
     await writeNew(files.key, pair.key, PRIVATE)
     await writeNew(files.cert, pair.cert, PUBLIC)
@@ -52,28 +59,36 @@ Example: TLS and two tokens for one machine
   })
 
   jsonOption(
-    keys
-      .command('node')
-      .argument('<name>', 'name of the node or client', nameArgument)
-      .description('a certificate for a server or a client, signed by a CA of "keys ca": NAME.pem, NAME.key')
-      .requiredOption('--ca <DIR>', 'directory of ca.pem and ca.key')
-      .option(
-        '--host <HOST[,HOST…]>',
-        `names and IP addresses that it is reached under (default: ${LOCAL_HOSTS.join(', ')})`,
-        hostsArgument,
-      )
-      .option(
-        '--node <NAME[,NAME…]>',
-        'safekeepers as which its holder may speak to others, if it is not <name> alone',
-        nodesArgument,
-      )
-      .option('--out <DIR>', 'where to write (default: the directory of --ca)')
-      .option('--days <N>', 'valid for', integerArgument(1, 36_500), 365)
-      .option(
-        '--renew',
-        'replace NAME.pem and NAME.key, for the same hosts and nodes unless told otherwise; a running server takes the new ones by itself',
-        false,
-      ),
+    addValidOptions(
+      keys
+        .command('node')
+        .argument('<name>', 'name of the node or client', nameArgument)
+        .description(
+          'a certificate for a server or a client, signed by a CA of "keys ca": NAME.pem, NAME.key',
+        )
+        .requiredOption('--ca <DIR>', 'directory of ca.pem and ca.key', pathArgument)
+        .option(
+          '--host <HOST[,HOST…]>',
+          `names and IP addresses that it is reached under (default: ${LOCAL_HOSTS.join(', ')})`,
+          hostsArgument,
+        )
+        .option(
+          '--node <NAME[,NAME…]>',
+          'safekeepers as which its holder may speak to others, if it is not <name> alone',
+          nodesArgument,
+        )
+        .option(
+          '--out <DIR>',
+          'directory to write to; made if there is none (default: that of --ca)',
+          pathArgument,
+        )
+        .option(
+          '--renew',
+          'replace NAME.pem and NAME.key, for the same hosts and nodes unless told otherwise; a running server takes the new ones by itself',
+          false,
+        ),
+      NODE_VALID,
+    ),
   ).action(
     async (
       name: string,
@@ -82,11 +97,11 @@ Example: TLS and two tokens for one machine
         host?: string[]
         node?: string[]
         out?: string
-        days: number
         renew: boolean
         json: boolean
-      },
+      } & ValidOptions,
     ) => {
+      const days = validMs(options, NODE_VALID) / DAY_MS
       const [certFile, keyFile] = [join(options.ca, 'ca.pem'), join(options.ca, 'ca.key')]
       const ca = {
         cert: readPublic(certFile, "CA's certificate").toString('utf8'),
@@ -99,7 +114,7 @@ Example: TLS and two tokens for one machine
       const old = before === undefined ? undefined : namesIn(before)
       const hosts = options.host ?? old?.hosts ?? LOCAL_HOSTS
       const nodes = options.node ?? old?.nodes ?? (NODE_NAME.test(name) ? [name] : [])
-      const pair = await makeNodeCertificate(ca, name, hosts, options.days, nodes)
+      const pair = await makeNodeCertificate(ca, name, hosts, days, nodes)
       await writeNew(files.key, pair.key, PRIVATE, options.renew)
       await writeNew(files.cert, pair.cert, PUBLIC, options.renew)
       report(
@@ -114,7 +129,7 @@ Example: TLS and two tokens for one machine
     keys
       .command('token-key')
       .description('a key that signs tokens: DIR/token.key; its public half is added to DIR/token-keys.json')
-      .requiredOption('--out <DIR>', 'where to write'),
+      .requiredOption('--out <DIR>', 'directory to write to; made if there is none', pathArgument),
   ).action(async (options: { out: string; json: boolean }) => {
     const files = { key: join(options.out, 'token.key'), keySet: join(options.out, 'token-keys.json') }
     const before = await textIfThere(files.keySet)
@@ -132,31 +147,27 @@ Example: TLS and two tokens for one machine
   })
 
   jsonOption(
-    keys
-      .command('token')
-      .argument('<name>', 'whose token it is; shown in logs', nameArgument)
-      .description('a signed token')
-      .requiredOption('--key <FILE>', 'token.key of "keys token-key"')
-      .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes)
-      .option('--days <N>', 'valid for so many days (default: 30)', integerArgument(1, 3650))
-      .option('--hours <N>', 'valid for so many hours', integerArgument(1, 87_600))
-      .option('--out <FILE>', 'write it to a file; otherwise to stdout'),
+    addValidOptions(
+      keys
+        .command('token')
+        .argument('<name>', 'whose token it is; shown in logs', nameArgument)
+        .description('a signed token')
+        .requiredOption('--key <FILE>', 'token.key of "keys token-key"', pathArgument)
+        .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes)
+        .option('--out <FILE>', 'write to a file; otherwise to stdout', pathArgument),
+      TOKEN_VALID,
+    ),
   ).action(
     async (
       name: string,
       options: {
         key: string
         scope: string[]
-        days?: number
-        hours?: number
         out?: string
         json: boolean
-      },
+      } & ValidOptions,
     ) => {
-      if (options.days !== undefined && options.hours !== undefined)
-        throw new UsageError('give --days or --hours, not both')
-      const hours = options.hours ?? (options.days ?? 30) * 24
-      const expiresAtMs = Date.now() + hours * HOUR_MS
+      const expiresAtMs = Date.now() + validMs(options, TOKEN_VALID)
       const key = readSigningKey(readSecret(options.key, 'signing key').toString('utf8'), options.key)
       const token = await signToken(key, { name, scopes: options.scope, expiresAtMs })
       const about = { name, scopes: options.scope, expires: new Date(expiresAtMs).toISOString() }
@@ -169,9 +180,13 @@ Example: TLS and two tokens for one machine
       .command('api-key')
       .argument('<name>', 'whose key it is; shown in logs', nameArgument)
       .description("an API key; a line with its hash is added to the server's file")
-      .requiredOption('--file <FILE>', 'file for the server (--api-keys); made if there is none')
+      .requiredOption(
+        '--file <FILE>',
+        'file for the server (--api-keys); made if there is none',
+        pathArgument,
+      )
       .requiredOption('--scope <SCOPE…>', SCOPE_HELP, collectScopes)
-      .option('--out <FILE>', 'write the key to a file; otherwise to stdout, this once'),
+      .option('--out <FILE>', 'write to a file; otherwise to stdout, this once', pathArgument),
   ).action(async (name: string, options: { file: string; scope: string[]; out?: string; json: boolean }) => {
     const key = makeApiKey()
     const line = apiKeyLine(name, options.scope, key)
@@ -189,7 +204,7 @@ const SCOPE_HELP =
   'admin, peer:NODE, pageserver, read:ID, write:ID, read:* or write:* (ID: of a timeline, NODE: name of a safekeeper); repeat for several'
 
 function jsonOption(command: Command): Command {
-  return command.option('--json', 'machine-readable output', false)
+  return command.option('--json', JSON_HELP, false)
 }
 
 function nameArgument(value: string): string {

@@ -1,6 +1,5 @@
 /** `palimpsest log inspect`: the log of a safekeeper that is stopped, as it lies on its disk. */
 import { join } from 'node:path'
-import Table from 'cli-table3'
 import { type Command, InvalidArgumentError } from 'commander'
 import { type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import { type EntryReport, LogInspection, type LogReport } from '../safekeeper/log/inspect.ts'
@@ -8,7 +7,8 @@ import { directoryOwner } from '../shared/dir-lock.ts'
 import { invalidError } from '../shared/errors.ts'
 import { formatBytes, formatTime } from '../shared/format.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
-import { printJson } from './common.ts'
+import { pathArgument, printJson } from './common.ts'
+import { plainTable } from './table.ts'
 
 interface InspectOptions {
   data: string
@@ -24,7 +24,11 @@ export function registerLog(program: Command): void {
     .description("a safekeeper's log on its disk")
     .command('inspect')
     .description('files, indexes, terms, LSNs, compression and damage of the log of a stopped safekeeper')
-    .requiredOption('--data <DIR>', "the safekeeper's data folder; only read, so a read-only mount will do")
+    .requiredOption(
+      '--data <DIR>',
+      "the safekeeper's data folder; only read, so a read-only mount will do",
+      pathArgument,
+    )
     .option('--timeline <ID>', 'only what is of this timeline (32 hexadecimal digits)', timelineArgument)
     .option('--entries', 'list every entry', false)
     .option('--verify', 'check every CRC, also those of compressed groups', false)
@@ -89,14 +93,6 @@ function smaller(rawBytes: number, storedBytes: number): string {
   return rawBytes === 0 ? '' : `${(100 - (storedBytes / rawBytes) * 100).toFixed(1)} %`
 }
 
-function tableOf(head: string[], left: number): Table.Table {
-  return new Table({
-    head,
-    colAligns: head.map((_, column) => (column < left ? 'left' : 'right')),
-    style: { head: [], border: [], compact: true },
-  })
-}
-
 function printReport(report: LogReport, dir: string): void {
   const { base, lastIndex, lastTerm, generation, cutAfter, units, timelines } = report
   const range =
@@ -104,35 +100,37 @@ function printReport(report: LogReport, dir: string): void {
       ? `no entries after ${base.index}`
       : `entries ${base.index + 1} to ${lastIndex} (term ${lastTerm})`
   console.log(`${dir}: ${range}; ${generation - 1} cuts or resets, the last after entry ${cutAfter}`)
-  const files = tableOf(['file', 'entries', 'terms', 'timelines', 'LSNs', 'payload', 'on disk', 'smaller'], 2)
-  for (const unit of units)
-    files.push([
-      unit.path.slice(dir.length + 1),
-      unit.lastIndex < unit.firstIndex ? 'none' : `${unit.firstIndex}..${unit.lastIndex}`,
-      unit.firstTerm === unit.lastTerm ? String(unit.firstTerm) : `${unit.firstTerm}..${unit.lastTerm}`,
-      unit.timelines,
-      unit.beginLsn === undefined ? '' : `${unit.beginLsn}..${unit.endLsn}`,
-      formatBytes(unit.payloadBytes),
-      formatBytes(unit.storedBytes),
-      unit.kind === 'pack' ? smaller(unit.payloadBytes, unit.storedBytes) : 'raw',
-    ])
-  console.log(files.toString())
-  const table = tableOf(
-    ['timeline', 'entries', 'begin LSN', 'end LSN', 'dropped to', 'redo', 'on disk', 'smaller'],
-    1,
+  console.log(
+    plainTable(
+      [
+        { head: 'file' },
+        { head: 'entries' },
+        { head: 'terms', align: 'right' },
+        { head: 'timelines', align: 'right' },
+        { head: 'redo', align: 'right' },
+        { head: 'on disk', align: 'right' },
+        { head: 'saved', align: 'right' },
+      ],
+      units.map(unit => [
+        unit.path.slice(dir.length + 1),
+        unit.lastIndex < unit.firstIndex ? 'none' : `${unit.firstIndex}..${unit.lastIndex}`,
+        unit.firstTerm === unit.lastTerm ? String(unit.firstTerm) : `${unit.firstTerm}..${unit.lastTerm}`,
+        unit.timelines,
+        formatBytes(unit.payloadBytes),
+        formatBytes(unit.storedBytes),
+        unit.kind === 'pack' ? smaller(unit.payloadBytes, unit.storedBytes) : 'raw',
+      ]),
+    ),
   )
-  for (const { timeline, entries, beginLsn, endLsn, rawBytes, storedBytes, droppedEndLsn } of timelines)
-    table.push([
-      timeline,
-      entries,
-      beginLsn,
-      endLsn,
-      droppedEndLsn ?? '',
-      formatBytes(rawBytes),
-      formatBytes(storedBytes),
-      smaller(rawBytes, storedBytes),
-    ])
-  if (timelines.length > 0) console.log(table.toString())
+  // In words, since an id takes half of a line.
+  for (const { timeline, entries, beginLsn, endLsn, rawBytes, storedBytes, droppedEndLsn } of timelines) {
+    const saved = smaller(rawBytes, storedBytes)
+    console.log(`timeline ${timeline}: LSN ${beginLsn} to ${endLsn} in ${entries} entries`)
+    console.log(
+      `  ${formatBytes(rawBytes)} of redo, ${formatBytes(storedBytes)} on disk${saved === '' ? '' : ` (${saved} saved)`}` +
+        (droppedEndLsn === undefined ? '' : `; dropped up to LSN ${droppedEndLsn}`),
+    )
+  }
   if (report.voids.length > 0) console.log(`void entries in segments: ${report.voids.join(', ')}`)
   if (report.leftovers.length > 0)
     console.log(

@@ -1,12 +1,15 @@
 /** `palimpsest member …`: who is in a cell of safekeepers. */
-import Table from 'cli-table3'
 import { type Command, InvalidArgumentError } from 'commander'
 import { formatAddress, parseAddress } from '../../protocol/dial.ts'
 import { type CellStatusReply, checkNodeName, MessageType, type Replies } from '../../protocol/messages.ts'
 import { askLeader } from '../shared/cell-client.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
-import { addClientOptions, type ClientOptions, printJson } from './common.ts'
+import { formatRoughly } from '../shared/format.ts'
+import { addClientOptions, type ClientOptions, printJson, withoutType } from './common.ts'
+import { interruptible, orAborted } from './interruption.ts'
 import { leaderStatus, nameOf } from './leader-status.ts'
+import { registerMemberRecover } from './member-recover.ts'
+import { plainTable } from './table.ts'
 
 /** A change waits until the node has caught up, however much there is. */
 const CHANGE_MS = 24 * 3600_000
@@ -17,11 +20,12 @@ export function registerMember(program: Command): void {
   const member = program
     .command('member')
     .description('list, add, remove or replace the safekeepers of a cell')
+  registerMemberRecover(member)
 
   addClientOptions(member.command('list').description('the members, as the leader knows them')).action(
     async (options: ClientOptions) => {
       const status = await leaderStatus(options)
-      if (options.json) printJson(status)
+      if (options.json) printJson(withoutType(status))
       else if (status.members.length === 0)
         console.log(
           `${nameOf(status.nodeId)} is in no cell yet: it waits for the others of its --peers, or for "palimpsest member add"; its log says for which`,
@@ -91,10 +95,15 @@ function nodeArgument(text: string): NamedNode {
 }
 
 async function change(options: ClientOptions, message: MemberRequest): Promise<void> {
-  await askLeader(options.connect, message, {
-    dial: { security: openClientSecurity(options) },
-    request: { deadlineMs: CHANGE_MS },
-  })
+  const dial = { security: openClientSecurity(options) }
+  await interruptible(
+    'the cell may go on with the change: "palimpsest member list" shows it, and the same command again waits for it',
+    signal =>
+      orAborted(
+        signal,
+        askLeader(options.connect, message, { dial, request: { deadlineMs: CHANGE_MS, signal } }),
+      ),
+  )
 }
 
 function done(options: ClientOptions, text: string, json: object): void {
@@ -103,19 +112,22 @@ function done(options: ClientOptions, text: string, json: object): void {
 }
 
 export function memberTable(status: CellStatusReply): string {
-  const table = new Table({
-    head: ['member', 'address', 'zone', 'kind', 'log behind', 'last heard'],
-    colAligns: ['left', 'left', 'left', 'left', 'right', 'right'],
-    style: { head: [], border: [], compact: true },
-  })
-  for (const { nodeId, address, zone, kind, matchIndex, silentMs } of status.members)
-    table.push([
+  return plainTable(
+    [
+      { head: 'member' },
+      { head: 'address' },
+      { head: 'kind' },
+      { head: 'log behind', align: 'right' },
+      { head: 'last heard', align: 'right' },
+      { head: 'zone' },
+    ],
+    status.members.map(({ nodeId, address, zone, kind, matchIndex, silentMs }) => [
       nameOf(nodeId),
       address,
-      zone || '-',
       nodeId === status.leader ? 'leader' : kind,
-      matchIndex > 0 ? `${Math.max(0, status.lastIndex - matchIndex)} entries` : '-',
-      silentMs === undefined ? 'never' : silentMs < 1000 ? 'now' : `${Math.round(silentMs / 1000)} s ago`,
-    ])
-  return table.toString()
+      matchIndex > 0 ? `${Math.max(0, status.lastIndex - matchIndex)} entries` : undefined,
+      silentMs === undefined ? 'never' : silentMs < 1000 ? 'now' : `${formatRoughly(silentMs)} ago`,
+      zone,
+    ]),
+  )
 }

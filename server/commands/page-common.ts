@@ -15,6 +15,7 @@ import {
   lsnArgument,
   momentOf,
   TIME_HELP,
+  TIMELINE_READ_HELP,
   timeArgument,
 } from './common.ts'
 import { didYouMean } from './similar.ts'
@@ -41,7 +42,7 @@ export function spaceArgument(text: string): number | string {
 export function addPageOptions(command: Command): Command {
   return addClientOptions(
     command
-      .requiredOption('--timeline <NAME>', 'timeline, by name or id')
+      .requiredOption('--timeline <NAME>', TIMELINE_READ_HELP)
       .requiredOption('--space <ID|NAME>', 'tablespace: its id, or db/table, ibdata1, undo001', spaceArgument)
       .requiredOption('--page <N>', 'page number', integerArgument(0, 0xffffffff)),
   )

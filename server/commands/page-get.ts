@@ -3,7 +3,8 @@ import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { Role } from '../../protocol/messages.ts'
 import { explainSystemError } from '../datadir/errors.ts'
-import { pathArgument, withConnection } from './common.ts'
+import { DATA_FILE_MODE } from '../shared/file-modes.ts'
+import { pathArgument, UsageError, withConnection } from './common.ts'
 import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page-common.ts'
 
 export function registerPageGet(page: Command): void {
@@ -24,9 +25,13 @@ Example:
   palimpsest page get --timeline prod --space test/t1 --page 3 --lsn 1418515093 | xxd | less`,
     )
     .action(async (options: PageOptions & { out?: string }) => {
+      if (options.out === undefined && !options.json && process.stdout.isTTY)
+        throw new UsageError(
+          'not writing a page to a terminal; give --out FILE, pipe it, or use "page inspect"',
+        )
       const found = await withConnection(options, Role.PAGESERVER, connection => getPage(connection, options))
       if (options.out !== undefined)
-        await writeFile(options.out, found.bytes).catch(error => {
+        await writeFile(options.out, found.bytes, { mode: DATA_FILE_MODE }).catch(error => {
           throw explainSystemError(options.out!, error)
         })
       if (options.json) {
@@ -49,8 +54,6 @@ Example:
         console.error(
           `${found.bytes.length} bytes of page ${options.page} of ${found.space.name} at LSN ${found.lsn} (page LSN ${found.pageLsn})`,
         )
-      else if (process.stdout.isTTY)
-        throw new Error('not writing a page to a terminal; give --out FILE, pipe it, or use "page inspect"')
       else process.stdout.write(found.bytes)
     })
 }

@@ -1,5 +1,4 @@
 /** `palimpsest page history`: at which LSNs a page changed, and by what kinds of records. */
-import Table from 'cli-table3'
 import type { Command } from 'commander'
 import { recordName } from '../../parser/apply-page.ts'
 import type { Connection } from '../../protocol/connection.ts'
@@ -7,6 +6,7 @@ import { LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
 import { type HistoryEntry, MessageType, Role } from '../../protocol/messages.ts'
 import { integerArgument, lsnArgument, withConnection } from './common.ts'
 import { addPageOptions, findSpace, type PageOptions } from './page-common.ts'
+import { plainTable } from './table.ts'
 
 interface Options extends PageOptions {
   from: Lsn
@@ -50,20 +50,23 @@ Example:
         )
         return
       }
-      const table = new Table({
-        head: ['LSN', 'what', 'bytes', 'records'],
-        style: { head: [], border: [], compact: true },
-        colAligns: ['right', 'left', 'right', 'left'],
-      })
-      for (const row of rows)
-        table.push([
-          row.lsn,
-          row.kind,
-          row.bytes,
-          row.records.map(r => (r.count > 1 ? `${r.count} × ${r.type}` : r.type)).join(', '),
-        ])
       console.log(`page ${options.page} of ${name} (tablespace ${space})`)
-      console.log(table.toString())
+      console.log(
+        plainTable(
+          [
+            { head: 'LSN', align: 'right' },
+            { head: 'what' },
+            { head: 'bytes', align: 'right' },
+            { head: 'records' },
+          ],
+          rows.map(row => [
+            row.lsn,
+            row.kind,
+            row.bytes,
+            row.records.map(r => (r.count > 1 ? `${r.count} × ${r.type}` : r.type)).join(', '),
+          ]),
+        ),
+      )
       if (!complete) console.log('there are older changes; see --limit')
     })
 }

@@ -30,11 +30,8 @@ export function registerPing(program: Command): void {
     if (options.json) printJson(results)
     else
       for (const r of results)
-        console.log(
-          r.ok
-            ? `${r.address}  ${r.roles}  ${r.software}  ${r.roundTripMs?.toFixed(2)} ms`
-            : `${r.address}  ${r.error}`,
-        )
+        if (r.ok) console.log(`${r.address}  ${r.roles}  ${r.software}  ${r.roundTripMs?.toFixed(2)} ms`)
+        else console.error(`palimpsest: ${r.error?.includes(r.address) ? '' : `${r.address}: `}${r.error}`)
     if (results.some(r => !r.ok)) process.exitCode = 1
   })
 }
@@ -60,7 +57,7 @@ async function ping(
       ok: true,
       roles: roleNames(connection.roles),
       software: connection.hello.software,
-      roundTripMs: times[times.length >> 1] as number,
+      roundTripMs: Math.round((times[times.length >> 1] as number) * 1000) / 1000,
     }
   } catch (error) {
     return { address: text, ok: false, error: (error as Error).message }

@@ -9,12 +9,21 @@ import { countBuffersInHeapLimit } from '../shared/heap-limits.ts'
 import { meteredDisk } from '../shared/metered-disk.ts'
 import { nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
-import { addressArgument, addressesArgument, nodeNameArgument, UsageError, zoneArgument } from './common.ts'
+import {
+  addressArgument,
+  addressesArgument,
+  nodeNameArgument,
+  pathArgument,
+  UsageError,
+  zoneArgument,
+} from './common.ts'
+import { durationArgument } from './durations.ts'
 import { addServeOptions, type ServeOptions, serve } from './serve.ts'
 import { addS3Options, openStoreAt, type S3CommandOptions } from './store-options.ts'
 
 interface SafekeeperCommandOptions extends ServeOptions, S3CommandOptions {
   backup?: string
+  /** Milliseconds. */
   backupInterval: number
   peers?: Map<string, Address>
   join?: Address[]
@@ -61,12 +70,16 @@ export function registerSafekeeper(program: Command): void {
       .option(
         '--backup <DIR|s3://BUCKET/PREFIX>',
         'object store in which the cell keeps its log as well; the same for all safekeepers. "none" ends a backup',
+        pathArgument,
       )
-      .option(
-        '--backup-interval <SECONDS>',
-        'committed redo waits at most so long for its backup',
-        secondsArgument,
-        BACKUP_INTERVAL_MS_DEFAULT / 1000,
+      .addOption(
+        command
+          .createOption(
+            '--backup-interval <DURATION>',
+            'committed redo waits at most so long for its backup, such as 10s or 1m; a number alone is seconds',
+          )
+          .argParser(durationArgument('100ms', '1d', 's'))
+          .default(BACKUP_INTERVAL_MS_DEFAULT, `${BACKUP_INTERVAL_MS_DEFAULT / 1000}s`),
       )
       .option(
         '--scrub-rate <MIB/S>',
@@ -106,7 +119,7 @@ export function registerSafekeeper(program: Command): void {
         packs: workerPackRunner(),
         metrics,
         scrub: { bytesPerSecond: options.scrubRate * 1024 * 1024, everyMs: SCRUB_EVERY_MS_DEFAULT },
-        backup: backup && { store: backup.store, intervalMs: options.backupInterval * 1000 },
+        backup: backup && { store: backup.store, intervalMs: options.backupInterval },
       })
       watch.readiness.add('cell', () => safekeeper.node.unready)
       parts.push(safekeeper)
@@ -123,13 +136,6 @@ function scrubRateArgument(text: string): number {
   if (text.trim() === '' || !(rate >= 0 && rate <= 10_000))
     throw new InvalidArgumentError(`"${text}" is not 0 to 10000 MiB/s.`)
   return rate
-}
-
-function secondsArgument(text: string): number {
-  const seconds = Number(text)
-  if (!(seconds >= 0.1 && seconds <= 86_400))
-    throw new InvalidArgumentError(`"${text}" is not 0.1 to 86400 seconds.`)
-  return seconds
 }
 
 /** `NAME=HOST:PORT,…`. */

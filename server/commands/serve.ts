@@ -11,12 +11,16 @@ import { Listener } from '../shared/listener.ts'
 import { createLog, type Log } from '../shared/log.ts'
 import { ServerSecurity, type ServerSecurityFiles } from '../shared/server-security.ts'
 import { type AdminCommandOptions, addAdminOption, openWatch, type Watch } from './admin.ts'
+import { HelpGroup } from './command-line.ts'
 import {
   addCertificateOptions,
   addClientSecurityOptions,
   addressArgument,
   DEFAULT_ADDRESS,
+  optionOf,
+  pathArgument,
 } from './common.ts'
+import { makeDataFolder } from './data-folder.ts'
 import { packageVersion } from './version.ts'
 
 export interface ServeOptions extends AdminCommandOptions, ClientSecurityFiles, ServerSecurityFiles {
@@ -28,11 +32,12 @@ export interface ServeOptions extends AdminCommandOptions, ClientSecurityFiles, 
 }
 
 export function addServeOptions(command: Command, dataDefault?: string): Command {
-  const data = command.createOption('--data <DIR>', 'where this server keeps its files')
+  const data = command
+    .createOption('--data <DIR>', 'where this server keeps its files; made if there is none')
+    .argParser(pathArgument)
   if (dataDefault === undefined) data.makeOptionMandatory()
   else data.default(dataDefault)
-  addSecurityOptions(addAdminOption(command))
-  return command
+  command
     .addOption(data)
     .addOption(
       command
@@ -40,29 +45,32 @@ export function addServeOptions(command: Command, dataDefault?: string): Command
         .argParser(addressArgument)
         .default(addressArgument(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
     )
-    .option(
-      '--insecure-listen',
-      'allow an address that other machines can reach although TLS or proof of identity is missing. Without TLS, ' +
-        'whoever is on the way can read and change data and tokens; without tokens or client certificates, whoever ' +
-        'reaches the port can read and write everything',
-      false,
-    )
     .addOption(
       command
         .createOption('--log-level <LEVEL>', 'logs are JSON lines on stderr')
         .choices(['debug', 'info', 'warn', 'error', 'silent'])
         .default('info'),
     )
+  return addSecurityOptions(addAdminOption(command))
 }
 
-function addSecurityOptions(command: Command): void {
-  const option = (flags: string, text: string, variable: string) =>
-    command.addOption(command.createOption(flags, text).env(variable))
+function addSecurityOptions(command: Command): Command {
+  const option = optionOf(command)
   addCertificateOptions(command)
   option('--tls-client-ca <FILE>', 'clients must show a certificate of this CA', 'PALIMPSEST_TLS_CLIENT_CA')
   option('--token-keys <FILE>', 'public keys of signed tokens (JSON Web Key Set)', 'PALIMPSEST_TOKEN_KEYS')
   option('--api-keys <FILE>', 'API keys, a line each: name scopes sha256', 'PALIMPSEST_API_KEYS')
-  addClientSecurityOptions(command)
+  return addClientSecurityOptions(command).addOption(
+    command
+      .createOption(
+        '--insecure-listen',
+        'allow an address that other machines can reach although TLS or proof of identity is missing. Without TLS, ' +
+          'whoever is on the way can read and change data and tokens; without tokens or client certificates, whoever ' +
+          'reaches the port can read and write everything',
+      )
+      .default(false)
+      .helpGroup(HelpGroup.SECURITY),
+  )
 }
 
 /**
@@ -98,6 +106,7 @@ type Start = (
  * once), and closes the parts in reverse order.
  */
 export async function serve(name: string, options: ServeOptions, start: Start): Promise<void> {
+  makeDataFolder(options.data)
   const log = createLog({ name, level: options.logLevel, node: options.id })
   const watch = await openWatch(name, options, log)
   try {

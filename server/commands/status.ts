@@ -1,6 +1,5 @@
 /** `palimpsest status`: every timeline with the safekeeper's and the page server's LSNs side by side, and what wants attention. */
 
-import Table from 'cli-table3'
 import type { Command } from 'commander'
 import {
   MessageType,
@@ -9,7 +8,9 @@ import {
   type WalListItem,
   type WalStateReply,
 } from '../../protocol/messages.ts'
-import { formatBytes, formatTime } from '../shared/format.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
+import type { Expiring } from '../shared/expiry.ts'
+import { formatBytes, formatRoughly } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 import { type CellView, cellComplaints, cellTable, collectCell } from './cell-status.ts'
 import {
@@ -19,14 +20,27 @@ import {
   findTimeline,
   printJson,
   withConnection,
+  withoutType,
 } from './common.ts'
+import { type Credential, expiryComplaints } from './expiry-complaints.ts'
+import { plainTable } from './table.ts'
 
-type RedoItem = WalListItem & { readonly state: WalStateReply }
+type RedoItem = WalListItem & { readonly state: Omit<WalStateReply, 'type'> }
+type Pages = Omit<TimelineStatus, 'type'>
 
 interface TimelineRow {
-  pages: TimelineStatus | undefined
+  pages: Pages | undefined
   redo: RedoItem | undefined
 }
+
+interface PagesView {
+  readonly address: string
+  readonly certificateExpiresAtMs: number | undefined
+  readonly timelines: readonly Pages[]
+}
+
+const RENEW_CERTIFICATE =
+  'renew it ("palimpsest keys node NAME --renew", or at your own CA): a server takes new files by itself'
 
 export function registerStatus(program: Command): void {
   addClientOptions(
@@ -42,32 +56,83 @@ export function registerStatus(program: Command): void {
     if (failures.length === parts.length) throw failures[0]
     const [cell, pages, redo] = parts.map(part => (part.status === 'fulfilled' ? part.value : undefined)) as [
       CellView | undefined,
-      TimelineStatus[] | undefined,
+      PagesView | undefined,
       RedoItem[] | undefined,
     ]
-    const rows = join(pages, redo)
+    const own: readonly Expiring[] = openClientSecurity(options)?.expiring ?? []
+    const rows = join(pages?.timelines, redo)
     const attention = [
       ...new Set(failures.map(describeError)),
       ...(cell === undefined ? [] : cellComplaints(cell)),
+      ...expiryComplaints([
+        ...certificates(cell, pages),
+        ...own.map(({ kind, file, expiresAtMs }) => ({
+          what: `this command's own ${kind}, ${file}`,
+          expiresAtMs,
+          renew: 'get a new one',
+        })),
+      ]),
       ...rows.flatMap(row => complaints(row, pages !== undefined && redo !== undefined)),
     ]
     if (failures.length > 0) process.exitCode = 1
     if (options.json) {
-      printJson({ cell: cell?.cell, safekeepers: cell?.nodes ?? [], timelines: rows, attention })
+      printJson({
+        cell: cell && withoutType(cell.cell),
+        safekeepers: (cell?.nodes ?? []).map(({ name, status, certificateExpiresAtMs }) => ({
+          name,
+          certificateExpires: isoTime(certificateExpiresAtMs),
+          status: status && withoutType(status),
+        })),
+        pageServers:
+          pages === undefined
+            ? []
+            : [{ address: pages.address, certificateExpires: isoTime(pages.certificateExpiresAtMs) }],
+        credentials: own.map(({ kind, file, expiresAtMs }) => ({
+          kind,
+          file,
+          expires: isoTime(expiresAtMs),
+        })),
+        timelines: rows,
+        attention,
+      })
       return
     }
-    if (cell !== undefined) console.log(cellTable(cell))
+    if (cell !== undefined) console.log(`${cellTable(cell)}\n`)
     if (rows.length > 0) console.log(statusTable(rows))
     else if (failures.length === 0)
       console.log('no timelines yet; "palimpsest attach" or "palimpsest import" makes one')
-    for (const line of attention) console.log(line)
+    if (attention.length > 0) console.log(['', ...attention].join('\n'))
   })
 }
 
-function pagesOf(options: ClientOptions): Promise<TimelineStatus[]> {
-  return withConnection(options, Role.PAGESERVER, async connection =>
-    Promise.all((await listTimelines(connection)).map(t => findTimeline(connection, t.timeline))),
-  )
+/** Moments in JSON are as `keys` prints them. */
+function isoTime(ms: number | undefined): string | undefined {
+  return ms === undefined ? undefined : new Date(ms).toISOString()
+}
+
+/** What the servers showed. */
+function certificates(cell: CellView | undefined, pages: PagesView | undefined): Credential[] {
+  const all: Credential[] = []
+  for (const { name, certificateExpiresAtMs: expiresAtMs } of cell?.nodes ?? [])
+    if (expiresAtMs !== undefined)
+      all.push({ what: `the certificate of safekeeper ${name}`, expiresAtMs, renew: RENEW_CERTIFICATE })
+  const expiresAtMs = pages?.certificateExpiresAtMs
+  if (expiresAtMs !== undefined)
+    all.push({
+      what: `the certificate of page server ${pages!.address}`,
+      expiresAtMs,
+      renew: RENEW_CERTIFICATE,
+    })
+  return all
+}
+
+function pagesOf(options: ClientOptions): Promise<PagesView> {
+  return withConnection(options, Role.PAGESERVER, async connection => {
+    const { address, certificateExpiresAtMs } = connection
+    const all = await listTimelines(connection)
+    const timelines = await Promise.all(all.map(t => findTimeline(connection, t.timeline)))
+    return { address, certificateExpiresAtMs, timelines: timelines.map(withoutType) }
+  })
 }
 
 function redoOf(options: ClientOptions): Promise<RedoItem[]> {
@@ -78,16 +143,15 @@ function redoOf(options: ClientOptions): Promise<RedoItem[]> {
     return Promise.all(
       items.map(async item => ({
         ...item,
-        state: (await connection.request({ type: MessageType.WalState, timeline: item.timeline })).message,
+        state: withoutType(
+          (await connection.request({ type: MessageType.WalState, timeline: item.timeline })).message,
+        ),
       })),
     )
   })
 }
 
-function join(
-  pages: readonly TimelineStatus[] | undefined,
-  redo: readonly RedoItem[] | undefined,
-): TimelineRow[] {
+function join(pages: readonly Pages[] | undefined, redo: readonly RedoItem[] | undefined): TimelineRow[] {
   const ids = new Set([...(pages ?? []).map(p => p.summary.timeline), ...(redo ?? []).map(r => r.timeline)])
   return [...ids].map(id => ({
     pages: pages?.find(p => p.summary.timeline === id),
@@ -110,36 +174,32 @@ function complaints({ pages, redo }: TimelineRow, bothSay: boolean): string[] {
   return lines
 }
 
-function statusTable(rows: readonly TimelineRow[]): string {
-  const table = new Table({
-    head: [
-      'timeline',
-      'state',
-      'committed',
-      'ingested',
-      'durable',
-      'behind',
-      'newest change',
-      'redo held',
-      'layers',
-    ],
-    colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'left', 'right', 'right'],
-    style: { head: [], border: [], compact: true },
-  })
-  for (const { pages, redo } of rows) {
-    const summary = pages?.summary
-    const committed = redo?.state.committedLsn
-    table.push([
-      summary?.name ?? redo?.name ?? '?',
-      summary?.state ?? '-',
-      committed ?? '-',
-      summary?.ingestedLsn ?? '-',
-      summary?.durableLsn ?? '-',
-      summary && committed !== undefined ? formatBytes(Math.max(0, committed - summary.ingestedLsn)) : '-',
-      summary?.lastWallTimeUs ? formatTime(summary.lastWallTimeUs) : '-',
-      redo ? formatBytes(redo.state.bytesHeld) : '-',
-      pages ? `${pages.deltaLayers + pages.imageLayers}, ${formatBytes(pages.layerBytes)}` : '-',
-    ])
-  }
-  return table.toString()
+export function statusTable(rows: readonly TimelineRow[], nowMs = Date.now()): string {
+  const columns = [
+    { head: 'timeline' },
+    { head: 'state' },
+    { head: 'committed', align: 'right' },
+    { head: 'behind', align: 'right' },
+    { head: 'not durable', align: 'right' },
+    { head: 'newest change', align: 'right' },
+    { head: 'layers', align: 'right' },
+  ] as const
+  return plainTable(
+    columns,
+    rows.map(({ pages, redo }) => {
+      const summary = pages?.summary
+      const committed = redo?.state.committedLsn
+      return [
+        summary?.name ?? redo?.name ?? '?',
+        summary?.state,
+        committed,
+        summary && committed !== undefined
+          ? formatBytes(Math.max(0, committed - summary.ingestedLsn))
+          : undefined,
+        summary && formatBytes(Math.max(0, summary.ingestedLsn - summary.durableLsn)),
+        summary?.lastWallTimeUs ? `${formatRoughly(nowMs - summary.lastWallTimeUs / 1000)} ago` : undefined,
+        pages && formatBytes(pages.layerBytes),
+      ]
+    }),
+  )
 }

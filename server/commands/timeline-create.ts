@@ -39,13 +39,14 @@ export function registerTimelineCreate(timeline: Command): void {
       )
       .option('--page-size <BYTES>', "the server's innodb_page_size", pageSizeArgument, 16384),
   ).action(async (name: string, options: Options) => {
-    const servers = await openServers({ connect: options.connect, security: openClientSecurity(options) })
+    const security = openClientSecurity(options)
+    const servers = await openServers({ connect: options.connect, security })
     try {
       if ((await findTimeline(servers.pageServer, name)) !== undefined)
         throw invalidError(`there is a timeline named ${name} already; choose another name or delete it`)
       const { timeline, startLsn } = await createTimeline(servers, {
         name,
-        timeline: options.id,
+        timeline: options.id ?? security?.onlyTimeline,
         startLsn: options.lsn ?? FIRST_LSN,
         innodbPageSize: options.pageSize,
         serverVersion: '',

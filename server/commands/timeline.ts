@@ -2,7 +2,6 @@
 
 import { randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline/promises'
-import Table from 'cli-table3'
 import type { Command } from 'commander'
 import type { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
@@ -16,7 +15,7 @@ import {
 } from '../../protocol/messages.ts'
 import { resolveMoment } from '../datadir/at-lsn.ts'
 import { invalidError } from '../shared/errors.ts'
-import { formatBytes, formatTime } from '../shared/format.ts'
+import { formatBytes, formatSecond, formatTime } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
 import {
   addClientOptions,
@@ -30,7 +29,9 @@ import {
   timelineNameArgument,
   UsageError,
   withConnection,
+  withoutType,
 } from './common.ts'
+import { plainTable } from './table.ts'
 import { registerTimelineCreate } from './timeline-create.ts'
 
 /** A branch may have to wait for redo to be ingested and written out. */
@@ -60,7 +61,7 @@ export function registerTimeline(program: Command): void {
       const found = await findTimeline(connection, nameOrId)
       return [found, await ancestryOf(connection, found.summary.timeline)] as const
     })
-    if (options.json) printJson({ ...status, ...ancestry })
+    if (options.json) printJson({ ...withoutType(status), ...ancestry })
     else console.log(describeTimeline(status, ancestry))
   })
 
@@ -71,7 +72,7 @@ export function registerTimeline(program: Command): void {
       .description(
         'make a timeline that is another one up to a moment, and its own from there; copies no page',
       )
-      .requiredOption('--from <NAME>', 'the timeline to branch')
+      .requiredOption('--from <NAME>', 'timeline to branch, by name or id')
       .option('--lsn <N>', 'the moment as an LSN (default: the newest that is ingested)', lsnArgument)
       .option('--time <ISO>', `the moment as a time, ${TIME_HELP}`, timeArgument),
   ).action(async (name: string, options: ClientOptions & BranchOptions) => {
@@ -185,22 +186,24 @@ async function confirmDeletion(summary: TimelineSummary): Promise<void> {
 }
 
 export function timelineTable(timelines: readonly TimelineSummary[]): string {
-  const table = new Table({
-    head: ['name', 'state', 'page', 'readable from', 'ingested', 'durable', 'newest change'],
-    colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'left'],
-    style: { head: [], border: [], compact: true },
-  })
-  for (const t of timelines)
-    table.push([
+  return plainTable(
+    [
+      { head: 'name' },
+      { head: 'state' },
+      { head: 'page', align: 'right' },
+      { head: 'readable from', align: 'right' },
+      { head: 'ingested', align: 'right' },
+      { head: 'newest change' },
+    ],
+    timelines.map(t => [
       t.name,
       t.state,
       `${t.innodbPageSize / 1024}k`,
       readableFrom(t),
       t.ingestedLsn,
-      t.durableLsn,
-      t.lastWallTimeUs === 0 ? '-' : formatTime(t.lastWallTimeUs),
-    ])
-  return table.toString()
+      t.lastWallTimeUs === 0 ? undefined : formatSecond(t.lastWallTimeUs),
+    ]),
+  )
 }
 
 /** Before its first import has ended, a timeline can be read from nowhere on. */

@@ -4,6 +4,7 @@ import type { Lsn } from '../../protocol/ids.ts'
 import { type Difference, type VerifyResult, verifyDatadir } from '../attach/verify.ts'
 import { addClientOptions, type ClientOptions, lsnArgument, pathArgument } from './common.ts'
 import { withTimeline } from './datadir-common.ts'
+import { interruptible, orAborted } from './interruption.ts'
 
 interface Options extends ClientOptions {
   timeline: string
@@ -36,19 +37,29 @@ compared uncompressed. The last line is "compared N pages, M differ"; the exit c
     )
     .action(async (options: Options) => {
       let lines = 0
-      const result = await withTimeline(options, ({ pageServer, status, progress }) =>
-        verifyDatadir({
-          pageServer,
-          status,
-          datadir: options.datadir,
-          lsn: options.lsn,
-          progress,
-          onDifference: difference => {
-            if (options.json)
-              process.stdout.write(`${JSON.stringify({ event: 'difference', ...difference })}\n`)
-            else if (++lines <= LINES_MAX) progress.message(describeDifference(difference))
-          },
-        }),
+      let differ = 0
+      const left = () =>
+        `${differ === 0 ? 'no difference was' : `${differ} differences were`} found until then, and the rest was not compared; run the same command again`
+      const result = await interruptible(left, signal =>
+        orAborted(
+          signal,
+          withTimeline(options, signal, ({ pageServer, status, progress }) =>
+            verifyDatadir({
+              pageServer,
+              status,
+              datadir: options.datadir,
+              lsn: options.lsn,
+              progress,
+              signal,
+              onDifference: difference => {
+                differ++
+                if (options.json)
+                  process.stdout.write(`${JSON.stringify({ event: 'difference', ...difference })}\n`)
+                else if (++lines <= LINES_MAX) progress.message(describeDifference(difference))
+              },
+            }),
+          ),
+        ),
       )
       printResult(result, options.json, lines - LINES_MAX)
       if (result.differ > 0) process.exitCode = 1

@@ -4,11 +4,13 @@
  */
 import { statSync } from 'node:fs'
 import { createSecureContext, rootCertificates, type SecureContext } from 'node:tls'
+import { type TimelineId, toTimelineId } from '../../protocol/ids.ts'
 import type { ConnectionSecurity } from '../../protocol/security.ts'
 import { isApiKey } from './api-keys.ts'
 import { readPublic, readSecret } from './credential-files.ts'
 import { invalidError } from './errors.ts'
 import { type Expiring, expiringCertificate, expiringToken } from './expiry.ts'
+import { parseScopes } from './scopes.ts'
 
 export interface ClientSecurityFiles {
   /** One line: a signed token, or an API key. */
@@ -23,6 +25,8 @@ export interface ClientSecurityFiles {
 export interface ClientSecurity extends ConnectionSecurity {
   /** What is shown to servers at present, and expires. */
   readonly expiring: readonly Expiring[]
+  /** The one timeline that the token may write to, as it says itself; undefined if it does not say, or says more. */
+  readonly onlyTimeline: TimelineId | undefined
 }
 
 const TOKEN_BYTES_MAX = 4096
@@ -63,6 +67,9 @@ export function openClientSecurity(
     tls: tls && (() => tls.get().context),
     token: token && (() => token.get()),
     insecureToken: files.insecureToken,
+    get onlyTimeline() {
+      return token && onlyTimelineOf(token.get())
+    },
     get expiring() {
       const ofToken = token && expiringToken(token.get(), tokenFile as string)
       return [tls?.get().certificate, ofToken].filter(one => one !== undefined)
@@ -76,6 +83,21 @@ function readToken(file: string): string {
   if (token.length > TOKEN_BYTES_MAX || !isWhole)
     throw invalidError(`${file} does not hold one token or API key on one line`)
   return token
+}
+
+/** An API key says nothing of itself. What a signed token says is read unverified: it is the server that believes it or not. */
+function onlyTimelineOf(token: string): TimelineId | undefined {
+  try {
+    const payload = JSON.parse(Buffer.from(token.split('.')[1] ?? '', 'base64url').toString('utf8'))
+    const { scope } = payload as { scope?: unknown }
+    const scopes = parseScopes(String(scope))
+    const written = scopes.filter(each => each.startsWith('write:'))
+    return written.length === 1 && written[0] !== 'write:*' && !scopes.includes('admin')
+      ? toTimelineId(written[0]!.slice('write:'.length))
+      : undefined
+  } catch {
+    return undefined
+  }
 }
 
 /** What was made of files, made anew when one of them changed. */

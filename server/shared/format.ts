@@ -17,6 +17,20 @@ export function formatTime(timeUs: number): string {
   return new Date(timeUs / 1000).toISOString()
 }
 
+/** The same to the second, where a column is narrow: `2026-11-21T14:30:00Z`. */
+export function formatSecond(timeUs: number): string {
+  return formatTime(timeUs).replace(/\.\d+Z$/, 'Z')
+}
+
+/** One number and one unit: `45 s`, `12 min`, `23 h`, `364 d`. */
+export function formatRoughly(ms: number): string {
+  const s = Math.max(0, ms) / 1000
+  if (s < 60) return `${Math.floor(s)} s`
+  if (s < 3600) return `${Math.floor(s / 60)} min`
+  if (s < 48 * 3600) return `${Math.floor(s / 3600)} h`
+  return `${Math.floor(s / 86_400)} d`
+}
+
 /** `3 s`, `1 min 15 s`, `2 h 1 min`; `?` for what is not finite. */
 export function formatSeconds(seconds: number): string {
   if (!Number.isFinite(seconds)) return '?'

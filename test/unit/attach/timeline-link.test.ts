@@ -4,6 +4,7 @@ import type { Connection } from '../../../protocol/connection.ts'
 import { type TimelineId, toLsn, toTimelineId } from '../../../protocol/ids.ts'
 import { type Message, MessageType } from '../../../protocol/messages.ts'
 import { createTimeline, type Servers } from '../../../server/attach/timeline-link.ts'
+import { invalidError } from '../../../server/shared/errors.ts'
 
 const HALF = toTimelineId('1'.repeat(32))
 const OTHER = toTimelineId('2'.repeat(32))
@@ -45,4 +46,21 @@ t.test('an id that was asked for is no other', async t => {
     message: /already, with id 1{32}: .* Leave --id out/,
   })
   t.strictSame(seen, [])
+})
+
+t.test('a token that is not for the random id: the refusal names none, but --id', async t => {
+  const { servers: both } = servers([])
+  both.safekeeper.request = (async ({ timeline }: { timeline: TimelineId }) => {
+    const refusal = `the token of "a" (write:${OTHER}) does not allow WalCreate of timeline ${timeline}: it takes write:${timeline}, or admin`
+    throw invalidError(refusal)
+  }) as unknown as Connection['request']
+  await t.rejects(createTimeline(both, wanted), {
+    kind: 'invalid',
+    message: new RegExp(
+      `^the token may not write to a timeline main, if there is one; to make it, give --id, .*\\(write:${OTHER}\\) does not allow WalCreate of timeline ID: it takes write:ID`,
+    ),
+  })
+  await t.rejects(createTimeline(both, { ...wanted, timeline: HALF }), {
+    message: new RegExp(`^the token of "a" .*it takes write:${HALF}`),
+  })
 })

@@ -1,10 +1,13 @@
 /** The command line as a process: what it prints, and what becomes of it when nobody reads that. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { resolve } from 'node:path'
+import { createServer, type Socket } from 'node:net'
+import { join, resolve } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
-import t from 'tap'
+import t, { type Test } from 'tap'
+import { palimpsest } from '../../support/cluster.ts'
+import { fakeDatadir } from '../../support/fake-datadir.ts'
 
 const BIN = resolve(fileURLToPath(import.meta.url), '../../../../bin/palimpsest.js')
 
@@ -32,10 +35,99 @@ t.test('wrong usage is one line, and ends with 2', async t => {
       /^palimpsest: give --lsn or --time, not both\n$/,
     ],
     [['timeline', 'create', 'x', '--lsn', '12'], /no log of InnoDB begins before LSN 8192\.\n$/],
+    [
+      ['export', '--timelin', 'x', '--out', 'y'],
+      /^palimpsest: unknown option '--timelin' \(Did you mean --timeline\?\)\n$/,
+    ],
+    [
+      ['export'],
+      /^palimpsest: "palimpsest export" needs --timeline <NAME> \(.*\) and --out <DIR> \(.*\); see "palimpsest export --help"\n$/,
+    ],
+    [
+      ['export', '--timeline', '--out', 'y'],
+      /^palimpsest: --timeline <NAME> has no value: --out follows it at once\n$/,
+    ],
   ] as const) {
     const child = spawn(process.execPath, [BIN, ...args], { stdio: ['ignore', 'ignore', 'pipe'] })
     const stderr = text(child.stderr!)
     t.same(await once(child, 'exit'), [2, null])
+    t.match(await stderr, message)
+  }
+})
+
+t.test('a data folder that cannot be used is said in one line, before anything listens', async t => {
+  const dir = t.testdir({ file: 'text' })
+  for (const command of [['dev'], ['safekeeper'], ['pageserver', '--safekeepers', '127.0.0.1:1']])
+    for (const data of [join(dir, 'file'), join(dir, 'file', 'below')]) {
+      const { code, stdout, stderr } = await palimpsest([
+        ...command,
+        '--data',
+        data,
+        '--listen',
+        '127.0.0.1:0',
+      ])
+      t.same([code, stdout], [1, ''])
+      t.equal(
+        stderr,
+        `palimpsest: the data folder ${data} cannot be used: ${join(dir, 'file')} is a file; give a directory\n`,
+      )
+    }
+})
+
+t.test('ping: who is not there is told on stderr; as JSON all are on stdout', async t => {
+  const args = ['ping', '--connect', '127.0.0.1:1']
+  const people = await palimpsest(args)
+  t.match(people, { code: 1, stdout: '', stderr: /^palimpsest: cannot connect to 127\.0\.0\.1:1: .*\n$/ })
+  const programs = await palimpsest([...args, '--json'])
+  t.match(programs, { code: 1, stderr: '' })
+  t.match(JSON.parse(programs.stdout), [{ address: '127.0.0.1:1', ok: false, error: /ECONNREFUSED/ }])
+})
+
+/** A server that never says a word; `dialled` when somebody has come. */
+async function silentServer(t: Test): Promise<{ address: string; dialled: () => Promise<unknown> }> {
+  const sockets = new Set<Socket>()
+  const server = createServer(socket => sockets.add(socket.on('error', () => {})))
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  const { port } = server.address() as { port: number }
+  return { address: `127.0.0.1:${port}`, dialled: () => once(server, 'connection') }
+}
+
+t.test('Ctrl-C and SIGTERM: what is left, and how to go on; exit codes of a shell', async t => {
+  const { address, dialled } = await silentServer(t)
+  const datadir = fakeDatadir(t.testdir())
+  const common = ['--timeline', 'x', '--connect', address]
+  for (const [args, signal, code, message] of [
+    [
+      ['import', '--datadir', datadir, ...common],
+      'SIGINT',
+      130,
+      /^palimpsest: stopped by Ctrl-C; the import into timeline x is not complete.* run the same command again to go on\n$/,
+    ],
+    [
+      ['verify', '--datadir', datadir, ...common],
+      'SIGTERM',
+      143,
+      /^palimpsest: stopped by SIGTERM; no difference was found until then, and the rest was not compared; .*\n$/,
+    ],
+    [
+      ['export', '--out', join(t.testdirName, 'out'), ...common],
+      'SIGINT',
+      130,
+      /^palimpsest: stopped by Ctrl-C; what was written to .*out has been removed; run the same command again\n$/,
+    ],
+  ] as const) {
+    const arrived = dialled()
+    const child = spawn(process.execPath, [BIN, ...args], { stdio: ['ignore', 'ignore', 'pipe'] })
+    const stderr = text(child.stderr!)
+    const exited = once(child, 'exit')
+    await arrived
+    child.kill(signal)
+    t.same(await exited, [code, null], args[0])
     t.match(await stderr, message)
   }
 })

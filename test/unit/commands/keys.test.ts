@@ -27,7 +27,7 @@ t.test('a CA and certificates of nodes', async t => {
     const { code, stderr } = await run(...args)
     t.equal(code, 0, stderr)
   }
-  await ok('ca', '--out', path('keys'), '--days', '10')
+  await ok('ca', '--out', path('keys'), '--valid', '10d')
   await ok('node', 'sk1', '--ca', path('keys'), '--host', 'sk1.example,10.0.0.1,fd00::1', '--days', '3')
   t.same([mode('keys/ca.key'), mode('keys/sk1.key')], ['600', '600'])
   const ca = new X509Certificate(text('keys/ca.pem'))
@@ -74,6 +74,22 @@ t.test('token keys and tokens', async t => {
   const keys = new TokenKeys(text('keys/token-keys.json'), 'token-keys.json')
   t.same(keys.keyIds, [made.keyId])
   const principal = await keys.verify(token.stdout.trim())
+  const half = JSON.parse(
+    (
+      await run(
+        'token',
+        'me',
+        '--key',
+        path('keys/token.key'),
+        '--scope',
+        'admin',
+        '--valid',
+        '30m',
+        '--json',
+      )
+    ).stdout,
+  ) as { expires: string }
+  t.equal(Math.ceil((Date.parse(half.expires) - Date.now()) / 60_000), 30)
   t.equal(principal.name, 'me')
   const id = 'ab'.repeat(16)
   const args = [
@@ -106,6 +122,9 @@ t.test('token keys and tokens', async t => {
     ['token', 'me', '--key', path('keys/token.key')],
     ['token', '-x-', '--key', path('keys/token.key'), '--scope', 'admin'],
     ['token', 'me', '--key', path('keys/token.key'), '--scope', 'admin', '--days', '1', '--hours', '1'],
+    ['token', 'me', '--key', path('keys/token.key'), '--scope', 'admin', '--valid', '1d', '--days', '1'],
+    ['token', 'me', '--key', path('keys/token.key'), '--scope', 'admin', '--valid', '12'],
+    ['token', 'me', '--key', path('keys/token.key'), '--scope', 'admin', '--valid', '0h'],
   ])
     t.equal((await run(...bad)).code, 2, bad.slice(4).join(' '))
 })

@@ -86,3 +86,26 @@ t.test('when things expire', async t => {
     { kind: 'token', file: tokenFile, expiresAtMs },
   ])
 })
+
+t.test('the one timeline that a token may write to', async t => {
+  const pki = await Pki.make(t)
+  const id = 'ab'.repeat(16)
+  const of = async (...scopes: string[]) =>
+    openClientSecurity({ tokenFile: await pki.tokenFile(scopes) })?.onlyTimeline
+  t.equal(await of(`write:${id}`), id)
+  t.equal(await of(`write:${id}`, 'read:*'), id)
+  for (const scopes of [
+    ['write:*'],
+    [`write:${id}`, 'admin'],
+    [`write:${id}`, `write:${'cd'.repeat(16)}`],
+    [`read:${id}`],
+  ])
+    t.equal(await of(...scopes), undefined, scopes.join(' '))
+  const { key } = await pki.apiKey('a', [`write:${id}`])
+  writeFileSync(pki.path('api'), key, { mode: 0o600 })
+  t.equal(
+    openClientSecurity({ tokenFile: pki.path('api') })?.onlyTimeline,
+    undefined,
+    'an API key does not say',
+  )
+})
