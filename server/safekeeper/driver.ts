@@ -11,7 +11,7 @@ import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
 import { Applier } from './applier.ts'
 import { type Applied, CellState } from './cell-state.ts'
-import { type CoreState, step } from './core/consensus.ts'
+import { type CoreState, membershipIndex, step } from './core/consensus.ts'
 import type {
   CoreEvent,
   Effect,
@@ -185,6 +185,16 @@ export class Driver {
 
   get commitIndex(): LogIndex {
     return this.applier.commit
+  }
+
+  /** Of the last entry; it may not be flushed, nor committed. */
+  get lastIndex(): LogIndex {
+    return this.log.lastIndex
+  }
+
+  /** Of the newest membership in the log, committed or not; 0: the one that the cell began with. */
+  get membershipIndex(): LogIndex {
+    return membershipIndex(this.core)
   }
 
   get writable(): boolean {

@@ -100,13 +100,15 @@ export class MemberAddresses {
 
   /**
    * Asks everybody who may know where the leader is, if this node hears of none: a node that was added knows nobody yet but those it
-   * was told to ask, and one that was away may know members and not where they are now.
+   * was told to ask, and one that was away may know members and not where they are now. Resolves with where (HOST:PORT) those are that say there is
+   * another leader, itself first.
    */
-  async lookForLeader(): Promise<void> {
+  async lookForLeader(): Promise<string[]> {
     const { driver, members, configured, join, self } = this.options
-    if (members.all.has(self().nodeId) && driver.leader !== undefined) return
+    if (members.all.has(self().nodeId) && driver.leader !== undefined) return []
     const asked = new Set([self().address])
     const answered = new Map<NodeId, string[]>()
+    const led: string[] = []
     const ask = async (address: string): Promise<void> => {
       if (address === '' || asked.has(address) || asked.size > ASKED_MAX) return
       asked.add(address)
@@ -114,6 +116,8 @@ export class MemberAddresses {
       if (reply === undefined) return
       const { nodeId } = reply.node
       answered.set(nodeId, [...(answered.get(nodeId) ?? []), address])
+      if (reply.leader === nodeId) led.unshift(address)
+      else if (reply.leader !== '' && reply.leader !== self().nodeId) led.push(address)
       await ask(reply.leaderAddress)
     }
     const candidates = [
@@ -125,6 +129,7 @@ export class MemberAddresses {
     await Promise.all(candidates.map(ask))
     for (const [id, addresses] of answered) this.answeredAt(id, addresses)
     this.aim()
+    return led
   }
 
   /** undefined: it did not answer, or is in no cell, or another. */

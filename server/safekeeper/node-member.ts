@@ -11,6 +11,7 @@ import { CellTimelines } from './cell-timelines.ts'
 import { createCore } from './core/consensus.ts'
 import type { LogIndex, Membership, NodeId, Role } from './core/types.ts'
 import { Driver } from './driver.ts'
+import { DuplicateNodes } from './duplicate-nodes.ts'
 import type { CellLog } from './log/cell-log.ts'
 import { SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_EVERY_MS_DEFAULT } from './log/scrub.ts'
 import { MemberAddresses } from './member-addresses.ts'
@@ -21,6 +22,7 @@ import type { CellNodeOptions } from './node-options.ts'
 import { NodeRepair } from './node-repair.ts'
 import type { DialPeer } from './peer-hello.ts'
 import { Peers } from './peers.ts'
+import { RemovalWatch } from './removal.ts'
 import { Snapshots } from './snapshots.ts'
 
 /** What there is once the node is in a cell. */
@@ -35,6 +37,8 @@ export interface Member {
   readonly snapshots: Snapshots
   readonly backup: Backup | undefined
   readonly repair: NodeRepair
+  readonly removal: RemovalWatch
+  readonly duplicates: DuplicateNodes
 }
 
 export interface MemberParts {
@@ -120,6 +124,7 @@ export async function makeMember(parts: MemberParts): Promise<Member> {
     onSubscribed: seen => {
       members.onSeen(seen)
       addresses.onSubscribed(seen)
+      duplicates.onSubscribed(seen)
     },
   })
   const driver: Driver = new Driver({
@@ -218,5 +223,20 @@ export async function makeMember(parts: MemberParts): Promise<Member> {
     },
     random: options.random,
   })
-  return { cellId, log, driver, peers, timelines, members, addresses, snapshots, backup, repair }
+  const removal = new RemovalWatch({ cellId, self: parts.self, driver, members, dial, clock, log: logger })
+  const duplicates = new DuplicateNodes({ isMember: id => members.all.has(id), clock, log: logger })
+  return {
+    cellId,
+    log,
+    driver,
+    peers,
+    timelines,
+    members,
+    addresses,
+    snapshots,
+    backup,
+    repair,
+    removal,
+    duplicates,
+  }
 }

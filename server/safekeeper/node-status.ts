@@ -35,7 +35,7 @@ export function nodeStatus(identity: NodeIdentity, member: Member | undefined): 
       lastError: '',
       members: [],
     }
-  const { driver, log } = member
+  const { driver, log, removal, duplicates } = member
   const stats = log.stats()
   return {
     ...base,
@@ -53,7 +53,9 @@ export function nodeStatus(identity: NodeIdentity, member: Member | undefined): 
     storedBytes: stats.packedBytes,
     timelines: driver.state.timelines.size,
     writable: driver.writable,
-    lastError: log.lastError || stats.damageProblem,
+    lastError: [removal.problem, log.lastError || stats.damageProblem, duplicates.problem]
+      .filter(problem => problem !== '')
+      .join('; '),
     members: describeMembers(member, identity.nodeId),
   }
 }

@@ -231,7 +231,7 @@ export class CellNode {
 
   private async housekeeping(member: Member): Promise<void> {
     const { clock, log: logger } = this.options
-    const { driver, log, snapshots, members, addresses } = member
+    const { driver, log, snapshots, members, addresses, removal } = member
     let trimmedBase = log.base.index
     for (let round = 1; this.closed === undefined; round++) {
       await clock.sleep(HOUSEKEEPING_MS)
@@ -239,7 +239,7 @@ export class CellNode {
       try {
         members.onSeen(this.self)
         members.resume()
-        await addresses.lookForLeader()
+        removal.look(await addresses.lookForLeader())
         if (snapshots.isDue(driver.state) && log.flushed.index >= driver.state.last.index) {
           await snapshots.take(driver.state)
         }
@@ -313,7 +313,8 @@ export class CellNode {
       throw retryError(
         member === undefined
           ? 'this safekeeper is in no cell yet: it waits for its peers, or to be added'
-          : 'the cell has no leader at present: are a quorum of its safekeepers up and connected?',
+          : member.removal.problem ||
+              'the cell has no leader at present: are a quorum of its safekeepers up and connected?',
       )
     if (ctx.wantsForward) {
       const asked = request as IncomingRequest<Message & Request>
@@ -363,8 +364,9 @@ export class CellNode {
 
   /** Why this node is of no use to clients at present; undefined if it is. */
   get unready(): string | undefined {
-    const driver = this.member?.driver
-    if (driver === undefined) return 'it is in no cell yet'
+    if (this.member === undefined) return 'it is in no cell yet'
+    const { driver, removal } = this.member
+    if (removal.problem !== '') return removal.problem
     if (driver.leader === undefined) return 'the cell has no leader'
     return driver.isServing || driver.role !== 'leader' ? undefined : 'it has just become the leader'
   }

@@ -84,6 +84,8 @@ export class Healing {
       const { role } = host.node!.driver
       if (role !== 'follower' && role !== 'leader') return `member ${id} is ${role}`
       if (host.node!.status().leader !== leader.nodeId) return `member ${id} does not follow ${leader.nodeId}`
+      const { unready } = host.node!
+      if (unready !== undefined) return `member ${id} says: ${unready}`
     }
     return ''
   }

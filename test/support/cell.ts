@@ -19,6 +19,8 @@ export interface TestNode {
 }
 
 export interface TestCellOptions {
+  /** Of all nodes; each adds its name as `node`. Silent unless told. */
+  readonly log?: Log
   readonly nodes?: number
   readonly segmentBytes?: number
   readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs?: number }
@@ -35,7 +37,7 @@ const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
 
 export class TestCell {
   readonly dir: string
-  readonly log: Log = createLog({ name: 'cell', level: process.env['PALIMPSEST_TEST_LOG'] ?? 'silent' })
+  readonly log: Log
   readonly nodes = new Map<string, TestNode>()
   /** Where each listens. */
   readonly addresses = new Map<string, Address>()
@@ -46,6 +48,8 @@ export class TestCell {
   private constructor(dir: string, options: TestCellOptions) {
     this.dir = dir
     this.options = options
+    const level = process.env['PALIMPSEST_TEST_LOG'] ?? 'silent'
+    this.log = options.log ?? createLog({ name: 'cell', level })
   }
 
   static async start(t: Test, options: TestCellOptions = {}): Promise<TestCell> {

@@ -36,7 +36,7 @@ import {
 } from './types.ts'
 
 export { CoreError } from './core-error.ts'
-export type { CoreState } from './state.ts'
+export { type CoreState, membershipIndex } from './state.ts'
 
 /**
  * The state of a node as it starts. Its first effects come with the first event, which should be a tick.

@@ -117,6 +117,20 @@ t.test('a member that moved and subscribes here is found', async t => {
   t.same(targets(), { b: 'b:9', c: 'c:1' })
 })
 
+t.test('it tells who knows of a leader, the leader first', async t => {
+  const answers: Record<string, Answer> = {
+    'b:1': { name: 'b', leader: 'c', leaderAddress: 'c:2' },
+    'c:2': { name: 'c', leader: 'c', leaderAddress: 'c:2' },
+    'd:1': { name: 'd' },
+    'e:1': { name: 'e', leader: 'a' },
+    'f:1': { name: 'f', leader: 'c', cellId: 'dd'.repeat(16) },
+  }
+  const { addresses, driver } = rig({ b: 'b:1', c: 'c:1', d: 'd:1', e: 'e:1', f: 'f:1' }, answers)
+  t.same(await addresses.lookForLeader(), ['c:2', 'b:1'])
+  driver.leader = idOf('c')
+  t.same(await addresses.lookForLeader(), [])
+})
+
 t.test('nobody is asked while there is a leader; who is no member yet asks all the same', async t => {
   const { addresses, driver, asked, members, targets } = rig({ b: 'b:1' }, { 'b:1': { name: 'b' } })
   driver.leader = B
