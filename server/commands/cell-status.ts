@@ -3,7 +3,7 @@ import { dial, parseAddress } from '../../protocol/dial.ts'
 import { type CellStatusReply, MessageType, Role } from '../../protocol/messages.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { formatBytes, formatRoughly } from '../shared/format.ts'
-import type { ClientOptions } from './common.ts'
+import { type ClientOptions, withoutType } from './common.ts'
 import { leaderStatus, nameOf } from './leader-status.ts'
 import { plainTable } from './table.ts'
 
@@ -92,6 +92,15 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
           `${count} of ${voters.length} safekeepers stand in zone ${zone}: if it is lost, so is the quorum`,
         )
   return lines
+}
+
+/** A node's status for programs: with the names by which the commands know the nodes. */
+export function cellJson(status: CellStatusReply): object {
+  return {
+    name: nameOf(status.nodeId),
+    ...withoutType(status),
+    members: status.members.map(member => ({ name: nameOf(member.nodeId), ...member })),
+  }
 }
 
 export function cellTable({ cell, nodes }: CellView, nowMs = Date.now()): string {

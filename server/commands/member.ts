@@ -5,7 +5,8 @@ import { type CellStatusReply, checkNodeName, MessageType, type Replies } from '
 import { askLeader } from '../shared/cell-client.ts'
 import { openClientSecurity } from '../shared/client-security.ts'
 import { formatRoughly } from '../shared/format.ts'
-import { addClientOptions, type ClientOptions, printJson, withoutType } from './common.ts'
+import { cellJson } from './cell-status.ts'
+import { addClientOptions, type ClientOptions, printJson } from './common.ts'
 import { interruptible, orAborted } from './interruption.ts'
 import { leaderStatus, nameOf } from './leader-status.ts'
 import { registerMemberRecover } from './member-recover.ts'
@@ -25,7 +26,7 @@ export function registerMember(program: Command): void {
   addClientOptions(member.command('list').description('the members, as the leader knows them')).action(
     async (options: ClientOptions) => {
       const status = await leaderStatus(options)
-      if (options.json) printJson(withoutType(status))
+      if (options.json) printJson(cellJson(status))
       else if (status.members.length === 0)
         console.log(
           `${nameOf(status.nodeId)} is in no cell yet: it waits for the others of its --peers, or for "palimpsest member add"; its log says for which`,

@@ -12,7 +12,7 @@ import { openClientSecurity } from '../shared/client-security.ts'
 import type { Expiring } from '../shared/expiry.ts'
 import { formatBytes, formatRoughly } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
-import { type CellView, cellComplaints, cellTable, collectCell } from './cell-status.ts'
+import { type CellView, cellComplaints, cellJson, cellTable, collectCell } from './cell-status.ts'
 import {
   addClientOptions,
   type ClientOptions,
@@ -66,8 +66,10 @@ export function registerStatus(program: Command): void {
       ...(cell === undefined ? [] : cellComplaints(cell)),
       ...expiryComplaints([
         ...certificates(cell, pages),
-        ...own.map(({ kind, file, expiresAtMs }) => ({
-          what: `this command's own ${kind}, ${file}`,
+        ...own.map(({ kind, file, beganAtMs, expiresAtMs }) => ({
+          what: `your own ${kind}`,
+          whose: file,
+          beganAtMs,
           expiresAtMs,
           renew: 'get a new one',
         })),
@@ -77,11 +79,11 @@ export function registerStatus(program: Command): void {
     if (failures.length > 0) process.exitCode = 1
     if (options.json) {
       printJson({
-        cell: cell && withoutType(cell.cell),
+        cell: cell && cellJson(cell.cell),
         safekeepers: (cell?.nodes ?? []).map(({ name, status, certificateExpiresAtMs }) => ({
           name,
           certificateExpires: isoTime(certificateExpiresAtMs),
-          status: status && withoutType(status),
+          status: status && cellJson(status),
         })),
         pageServers:
           pages === undefined
@@ -115,11 +117,12 @@ function certificates(cell: CellView | undefined, pages: PagesView | undefined):
   const all: Credential[] = []
   for (const { name, certificateExpiresAtMs: expiresAtMs } of cell?.nodes ?? [])
     if (expiresAtMs !== undefined)
-      all.push({ what: `the certificate of safekeeper ${name}`, expiresAtMs, renew: RENEW_CERTIFICATE })
+      all.push({ what: 'certificate of', whose: `safekeeper ${name}`, expiresAtMs, renew: RENEW_CERTIFICATE })
   const expiresAtMs = pages?.certificateExpiresAtMs
   if (expiresAtMs !== undefined)
     all.push({
-      what: `the certificate of page server ${pages!.address}`,
+      what: 'certificate of',
+      whose: `page server ${pages!.address}`,
       expiresAtMs,
       renew: RENEW_CERTIFICATE,
     })
