@@ -18,6 +18,8 @@ import { type DialPeer, sayHello } from './peer-hello.ts'
 const ASK_MS = 2000
 const AGAIN_MS_MIN = 50
 const AGAIN_MS_MAX = 500
+/** A cell that is being made, or elects, looks for a moment as if its majority were lost. */
+const LOST_MS = 5000
 
 export interface Seed {
   readonly cellId: string
@@ -50,6 +52,7 @@ export async function findCell(options: BootstrapOptions): Promise<Seed | undefi
   /** Why each did not answer, when it was last said. */
   const reasons = new Map<string, string>()
   let said = ''
+  let lostSinceMs: number | undefined
   for (let waitMs = AGAIN_MS_MIN; !stop.aborted; waitMs = Math.min(waitMs * 1.5, AGAIN_MS_MAX)) {
     const asked = await Promise.all(
       [...others.map(([, address]) => address), ...join, ...hinted.values()].map(address =>
@@ -66,8 +69,15 @@ export async function findCell(options: BootstrapOptions): Promise<Seed | undefi
     const inCell = replies.find(reply => reply.cellId !== '')
     const names = new Set(replies.map(reply => nameOf(reply.node.nodeId)))
     let says: string
-    if (inCell !== undefined)
-      says = `${inCell.node.nodeId} is in cell ${inCell.cellId} already: waiting to be added (palimpsest member add ${name}=${self.address})`
+    const lost = inCell && lostMajority(inCell.cellId, name, [...peers.keys()], replies)
+    if (lost === undefined) lostSinceMs = undefined
+    else lostSinceMs ??= clock.monotonicMs()
+    const isLost = lostSinceMs !== undefined && clock.monotonicMs() - lostSinceMs >= LOST_MS
+    if (isLost) says = lost!
+    else if (inCell !== undefined)
+      says = replies.some(({ leader }) => leader !== '')
+        ? `${inCell.node.nodeId} is in cell ${inCell.cellId} already: waiting to be added (palimpsest member add ${name}=${self.address})`
+        : `${inCell.node.nodeId} is in cell ${inCell.cellId} already, which has no leader at present: waiting until a quorum of its members is there`
     else if (join.length > 0) says = 'waiting to be added to a cell'
     else {
       const missing = others.filter(([other]) => !names.has(other)).map(([other]) => other)
@@ -85,11 +95,37 @@ export async function findCell(options: BootstrapOptions): Promise<Seed | undefi
         says = 'all members are there'
       } else says = `not heard of yet: ${missing.join(', ')}`
     }
-    if (says !== said) log.info({ state: says }, 'no cell yet')
+    if (says !== said) {
+      if (isLost) log.warn({ state: says }, 'no cell yet: its majority seems to be lost')
+      else log.info({ state: says }, 'no cell yet')
+    }
     said = says
     await clock.sleep(waitMs, stop)
   }
   return undefined
+}
+
+/**
+ * What to say if a cell is left without its majority: a leader is nowhere, and most of the first members, this one among them, have empty
+ * folders. Nobody can give their places away then, and "member add" finds no leader.
+ */
+function lostMajority(
+  cellId: string,
+  self: string,
+  members: readonly string[],
+  replies: readonly PeerHelloReply[],
+): string | undefined {
+  if (replies.some(({ leader }) => leader !== '')) return undefined
+  const empty = new Set(replies.filter(reply => reply.cellId === '').map(({ node }) => nameOf(node.nodeId)))
+  empty.add(self)
+  const gone = members.filter(name => empty.has(name))
+  if (gone.length * 2 <= members.length) return undefined
+  const left = replies.filter(reply => reply.cellId === cellId).map(({ node }) => nameOf(node.nodeId))
+  return (
+    `cell ${cellId} has no leader, and ${gone.sort().join(', ')}, a majority of its ${members.length} first members, have empty folders: nobody ` +
+    'can give them their places again. Give them back the folders that they had; or, if those are lost for good, stop ' +
+    `${left.sort().join(', ')}, run "palimpsest member recover --data DIR" on what is left there, start it, and add these nodes to it (docs/operations.md, "After a lost majority")`
+  )
 }
 
 async function ask(

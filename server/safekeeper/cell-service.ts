@@ -1,6 +1,9 @@
 /** The messages among the nodes of a cell, and those of whoever looks after it. */
-import { MessageType } from '../../protocol/messages.ts'
+import { MessageType, type PeerSubscribe } from '../../protocol/messages.ts'
+import { invalidError } from '../shared/errors.ts'
+import { formatTime } from '../shared/format.ts'
 import type { RequestContext, Service } from '../shared/listener.ts'
+import { cellOrigin } from './cell-state.ts'
 import type { Members } from './members.ts'
 import type { CellNode } from './node.ts'
 
@@ -26,7 +29,10 @@ export function cellService(node: CellNode): Service {
         await node.seeded({ cellId: message.cellId, members: message.members })
         ctx.reply({ type: MessageType.Ok })
       },
-      [MessageType.PeerSubscribe]: ({ message }, ctx) => node.peers.subscribed(message, ctx),
+      [MessageType.PeerSubscribe]: ({ message }, ctx) => {
+        refuseLeftBehind(node, message)
+        return node.peers.subscribed(message, ctx)
+      },
       [MessageType.PeerFetch]: async ({ message }, ctx) => {
         const { reply, payloads } = await node.fetched(message)
         ctx.reply(reply, { bulk: payloads })
@@ -40,4 +46,17 @@ export function cellService(node: CellNode): Service {
       [MessageType.TransferLeadership]: lead((members, { name }) => members.transfer(name)),
     },
   }
+}
+
+/** A member of the cell that this one was made of has come back with its disk: it is told what happened meanwhile. */
+function refuseLeftBehind(node: CellNode, { cellId, node: { nodeId } }: PeerSubscribe): void {
+  const origin = cellOrigin(node.driver.state)
+  if (origin === undefined || cellId !== origin.from || cellId === origin.to) return
+  const [how, by] =
+    origin.how === 'survivor' ? ['one of its members', 'member recover'] : ['its backup', 'backup restore']
+  throw invalidError(
+    `cell ${cellId}, to which ${nodeId} belongs, was given up: cell ${origin.to} was made of what ${how} had ("palimpsest ${by}", ` +
+      `${formatTime(origin.wallTimeUs)}), and goes on without it. Stop ${nodeId}, keep its folder until nobody misses anything, and add it ` +
+      'with an empty one',
+  )
 }

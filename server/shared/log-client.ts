@@ -317,11 +317,17 @@ export class WalWriter {
         })
         opened = connection
         const { message } = answer
+        if (message.flushedLsn < this.flushedLsn_)
+          throw fencedError(
+            `the log of "${message.name}" ends at LSN ${message.flushedLsn} at ${connection.address}, but the safekeepers had acknowledged it up ` +
+              `to LSN ${this.flushedLsn_}: what lies between was lost with them, and the cell was made again of what was left (by ${message.writer || 'nobody that is known'}). ` +
+              'This writer stops',
+          )
         if (message.epoch !== this.epoch)
           throw fencedError(
             `"${message.name}" has a newer writer, ${message.writer} (epoch ${message.epoch}): stop`,
           )
-        if (message.flushedLsn < this.flushedLsn_ || message.flushedLsn > this.endLsn_)
+        if (message.flushedLsn > this.endLsn_)
           throw internalError(
             `${connection.address} has the log up to LSN ${message.flushedLsn}, it had acknowledged ${this.flushedLsn_} ` +
               `and was sent up to ${this.endLsn_}: not the same log`,
