@@ -19,7 +19,7 @@ t.test('attach, export and verify over TLS with tokens', { skip: mariadbSkip() }
   ]
   writeFileSync(pki.path('api-keys'), before.line + after.line)
   const agentToken = pki.path('agent.token')
-  writeFileSync(agentToken, before.key)
+  writeFileSync(agentToken, before.key, { mode: 0o600 })
   const { tlsCert, tlsKey, tokenKeys } = pki.serverFiles as Record<string, string>
   const certificate = ['--tls-cert', tlsCert as string, '--tls-key', tlsKey as string]
   const client = (tokenFile: string) => ['--tls-ca', pki.caFile, ...certificate, '--token-file', tokenFile]
