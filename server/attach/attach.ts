@@ -469,7 +469,12 @@ class Session {
       }
       this.#capture.poll()
       await this.#imports.finish()
-      await this.#side.lookAtUndo(this.#tail.position)
+      try {
+        await this.#side.lookAtUndo(this.#tail.position)
+      } catch (error) {
+        // Told to stop: what follows this loop is still done.
+        if (!signal?.aborted) throw error
+      }
       await this.#lookAtEncryption()
       await sleep(FOLLOW_TICK_MS, undefined, signal ? { signal } : {}).catch(() => {})
     }
@@ -483,7 +488,8 @@ class Session {
   async #ingested(lsn: Lsn): Promise<void> {
     await this.#servers.pageServer.request(
       { type: MessageType.WaitLsn, timeline: this.#timeline, lsn, timeoutMs: WAIT_LSN_MS },
-      { deadlineMs: WAIT_LSN_MS + 10_000 },
+      // A page server that does not get on must not keep the agent from ending.
+      { deadlineMs: WAIT_LSN_MS + 10_000, signal: this.#o.signal },
     )
   }
 

@@ -67,6 +67,11 @@ export class Cluster {
     return Cluster.#run(t, 'dev', args)
   }
 
+  /** A safekeeper alone. */
+  static safekeeper(t: Test, args: readonly string[] = []): Promise<Cluster> {
+    return Cluster.#run(t, 'safekeeper', args)
+  }
+
   /** Another page server that follows the safekeepers of `cluster`. */
   static pageserver(t: Test, cluster: Cluster, args: readonly string[] = []): Promise<Cluster> {
     return Cluster.#run(t, 'pageserver', ['--safekeepers', cluster.address, ...args])
