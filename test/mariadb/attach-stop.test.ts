@@ -41,7 +41,9 @@ t.test(
       ...['--data', pageServer.dataDir],
       ...['--safekeepers', '127.0.0.1:1'],
     ])
-    await server.sql('CREATE DATABASE more')
+    await server.script(
+      'CREATE DATABASE more; CREATE TABLE more.t (id INT) ENGINE=InnoDB; INSERT INTO more.t VALUES (1)',
+    )
     const second = attach(deaf)
     await second.saw('following')
     // By then it waits for the page server, to compare undo tablespaces. Too early a signal would only make the test easier.
