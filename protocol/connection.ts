@@ -196,10 +196,11 @@ export class Connection {
   /** The stream's bytes are no frames any more. */
   private garbled(error: unknown): PalimpsestError {
     const { kind, message } = toPalimpsestError(error)
-    const hint = this.hello_ === undefined ? ' (is that a Palimpsest server?)' : ''
-    return new PalimpsestError(kind, `${this.address} sent what is no frame${hint}: ${message}`, {
-      cause: error,
-    })
+    const what =
+      this.hello_ === undefined
+        ? `does not answer as a Palimpsest server does; is another one on that port, such as MariaDB or --admin-listen? (${message})`
+        : `sent what is no frame: ${message}`
+    return new PalimpsestError(kind, `${this.address} ${what}`, { cause: error })
   }
 
   private handshake(options: ConnectOptions): Promise<void> {

@@ -53,7 +53,22 @@ export function buildProgram(): Command {
   ])
     register(program)
   inheritSettings(program)
+  program.hook('preAction', (_program, command) => checkTogether(command.opts()))
   return program
+}
+
+/** Options that mean nothing alone; the same of every command that has them. */
+function checkTogether({ connect, tlsCa, tlsCert, tlsKey, tlsClientCa }: Record<string, unknown>): void {
+  if ((tlsCert === undefined) !== (tlsKey === undefined))
+    throw new UsageError('--tls-cert and --tls-key belong together; one of them is missing')
+  if (connect !== undefined && tlsCert !== undefined && tlsCa === undefined)
+    throw new UsageError(
+      '--tls-cert needs --tls-ca: the CA that signed the servers\' certificates, or "system"',
+    )
+  if (tlsClientCa !== undefined && tlsCert === undefined)
+    throw new UsageError(
+      '--tls-client-ca needs --tls-cert and --tls-key: clients are known by it over TLS only',
+    )
 }
 
 /** A suggestion comes on a line of its own. */
@@ -97,7 +112,8 @@ export async function main(argv: string[]): Promise<number> {
     const message = describeError(error)
     process.stderr.write(`palimpsest: ${message.replace(/\s*\n\s*/g, '; ')}\n`)
     if (process.env['PALIMPSEST_DEBUG'] && error instanceof Error) process.stderr.write(`${error.stack}\n`)
-    if (error instanceof InterruptedError) return error.exitCode
+    // What could not be told to stop would go on.
+    if (error instanceof InterruptedError) process.exit(error.exitCode)
     return error instanceof UsageError ? 2 : 1
   }
 }

@@ -88,7 +88,7 @@ export async function verifyDatadir(options: VerifyOptions): Promise<VerifyResul
       datadirLsn: end,
       lsn,
     })
-  await resolveMoment(pageServer, status, { lsn })
+  await resolveMoment(pageServer, status, { lsn }, text => progress.message(text))
   const source = { pageServer, timeline: status.summary.timeline, lsn }
   const inTimeline = new Map<number, SpaceItem>()
   for (const space of await listSpaces(pageServer, status, lsn)) inTimeline.set(space.space, space)

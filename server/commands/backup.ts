@@ -1,25 +1,28 @@
 /** `palimpsest backup list|verify|restore`: what the safekeepers of a cell keep in an object store; needs no server. */
 import { randomBytes } from 'node:crypto'
-import Table from 'cli-table3'
 import { type Command, Option } from 'commander'
 import { type Address, formatAddress } from '../../protocol/dial.ts'
 import { backupEnd, listBackups } from '../safekeeper/backup-manifest.ts'
 import { loadBackup, restoreBackup, verifyBackup } from '../safekeeper/backup-restore.ts'
 import { lockDirectory } from '../shared/dir-lock.ts'
 import { invalidError } from '../shared/errors.ts'
-import { formatBytes, formatTime } from '../shared/format.ts'
+import { formatBytes, formatRoughly } from '../shared/format.ts'
 import { createLog } from '../shared/log.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
 import type { ObjectReader } from '../shared/object-store.ts'
 import {
   addressArgument,
   DEFAULT_ADDRESS,
+  JSON_HELP,
   nodeNameArgument,
+  pathArgument,
   printJson,
   UsageError,
   zoneArgument,
 } from './common.ts'
+import { interruptible, orAborted } from './interruption.ts'
 import { addS3Options, openStoreToRead, type S3CommandOptions } from './store-options.ts'
+import { plainTable } from './table.ts'
 
 interface BackupCommandOptions extends S3CommandOptions {
   backup: string
@@ -54,21 +57,23 @@ export function registerBackup(program: Command): void {
       }))
       if (options.json) return printJson(rows)
       if (rows.length === 0) return console.log(`no backups in ${store.description}`)
-      const table = new Table({
-        head: ['cell', 'entries', 'packs', 'stored', 'redo', 'last written'],
-        colAligns: ['left', 'left', 'right', 'right', 'right', 'left'],
-        style: { head: [], border: [], compact: true },
-      })
-      for (const row of rows)
-        table.push([
+      const table = plainTable(
+        [
+          { head: 'cell' },
+          { head: 'entries' },
+          { head: 'stored', align: 'right' },
+          { head: 'redo', align: 'right' },
+          { head: 'last written', align: 'right' },
+        ],
+        rows.map(row => [
           row.cellId,
           `${row.fromIndex} to ${row.toIndex}`,
-          row.packs,
           formatBytes(row.bytes),
           formatBytes(row.rawBytes),
-          row.atUs === 0 ? '-' : formatTime(row.atUs),
-        ])
-      console.log(table.toString())
+          row.atUs === 0 ? undefined : `${formatRoughly(Date.now() - row.atUs / 1000)} ago`,
+        ]),
+      )
+      console.log(table)
     },
   )
 
@@ -76,7 +81,10 @@ export function registerBackup(program: Command): void {
     addBackupOptions(backup.command('verify').description('read all of a backup and check every checksum')),
   ).action(async (options: BackupCommandOptions) => {
     const store = await openStoreToRead(options.backup, options)
-    const { manifest, entries, bytes, rawBytes } = await verifyBackup(store, await cellOf(store, options))
+    const { manifest, entries, bytes, rawBytes } = await interruptible(
+      'the backup was read in part only, and nothing was changed; run the same command again',
+      async signal => orAborted(signal, verifyBackup(store, await cellOf(store, options))),
+    )
     const { cellId, base, packs } = manifest
     const toIndex = backupEnd(manifest).index
     if (options.json)
@@ -95,14 +103,14 @@ export function registerBackup(program: Command): void {
         .description('make the data folder of a safekeeper, the first of a new cell, from a backup'),
     ),
   )
-    .requiredOption('--data <DIR>', 'folder to make, for palimpsest safekeeper --data')
-    .requiredOption('--id <ID>', 'name of the safekeeper', nodeNameArgument)
+    .requiredOption('--data <DIR>', 'folder to make, for "palimpsest safekeeper --data"', pathArgument)
+    .requiredOption('--id <NAME>', 'name of the safekeeper in its new cell', nodeNameArgument)
     .addOption(
       new Option('--listen <HOST:PORT>', 'where that safekeeper will listen')
         .argParser(addressArgument)
         .default(addressArgument(DEFAULT_ADDRESS), DEFAULT_ADDRESS),
     )
-    .option('--zone <ZONE>', 'its zone', zoneArgument, '')
+    .option('--zone <LABEL>', 'where it stands, so that "palimpsest status" can warn', zoneArgument, '')
     .action(async (options: RestoreCommandOptions) => {
       const store = await openStoreToRead(options.backup, options)
       const name = options.id
@@ -111,18 +119,25 @@ export function registerBackup(program: Command): void {
       await nodeDisk.makeDir(options.data)
       const unlock = lockDirectory(options.data)
       try {
-        const manifest = await restoreBackup({
-          store,
-          cellId,
-          newCellId,
-          disk: nodeDisk,
-          clock: nodeClock,
-          log: createLog({ name: 'restore', level: 'warn' }),
-          dir: options.data,
-          nodeId: `${name}.${randomBytes(8).toString('hex')}`,
-          address: formatAddress(options.listen),
-          zone: options.zone,
-        })
+        const manifest = await interruptible(
+          `what was restored to ${options.data} is not complete: remove that folder, and run the same command again`,
+          signal =>
+            orAborted(
+              signal,
+              restoreBackup({
+                store,
+                cellId,
+                newCellId,
+                disk: nodeDisk,
+                clock: nodeClock,
+                log: createLog({ name: 'restore', level: 'warn' }),
+                dir: options.data,
+                nodeId: `${name}.${randomBytes(8).toString('hex')}`,
+                address: formatAddress(options.listen),
+                zone: options.zone,
+              }),
+            ),
+        )
         const toIndex = backupEnd(manifest).index
         if (options.json)
           return printJson({ cellId: newCellId, restoredFrom: cellId, toIndex, data: options.data })
@@ -139,8 +154,8 @@ export function registerBackup(program: Command): void {
 
 function addBackupOptions(command: Command): Command {
   return addS3Options(
-    command.requiredOption('--backup <DIR|s3://BUCKET/PREFIX>', 'where the backup is'),
-  ).option('--json', 'print JSON', false)
+    command.requiredOption('--backup <DIR|s3://BUCKET/PREFIX>', 'where the backup is', pathArgument),
+  ).option('--json', JSON_HELP, false)
 }
 
 function addCellOption(command: Command): Command {

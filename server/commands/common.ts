@@ -158,10 +158,33 @@ export class UsageError extends Error {
   override name = 'UsageError'
 }
 
-/** A server's refusal with the address of who refused, if it is not in the text. */
+/** What the operating system says of files, in words. */
+const PLAINLY: Readonly<Record<string, string>> = {
+  EACCES: 'permission denied; choose another place, or run this as a user that may',
+  EPERM: 'not permitted; choose another place, or run this as a user that may',
+  ENOENT: 'no such file or directory',
+  ENOTDIR: 'what stands above it is a file, and not a directory',
+  EEXIST: 'exists already',
+  EISDIR: 'is a directory, and not a file',
+  EROFS: 'is on a file system that is read-only',
+  ENOSPC: 'no space left on that disk; make room, or choose another one',
+  EDQUOT: 'the quota of that disk is used up; make room, or choose another one',
+  EMFILE: 'too many open files; raise the limit (ulimit -n)',
+}
+
+/** Of an error that came from a file operation as it is: its path, and what is wrong; undefined for any other. */
+function plainSystemError(error: NodeJS.ErrnoException): string | undefined {
+  const { code = '', path, syscall } = error
+  const why = PLAINLY[code]
+  return path === undefined || syscall === undefined || why === undefined
+    ? undefined
+    : `${path}: ${why} (${code})`
+}
+
+/** A server's refusal with the address of who refused, if it is not in the text; the operating system's in words. */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
-  const { message } = error
+  const message = plainSystemError(error) ?? error.message
   const address = error instanceof PalimpsestError ? error.address : undefined
   return address === undefined || message.includes(address) ? message : `${address}: ${message}`
 }

@@ -19,7 +19,7 @@ export function makeDataFolder(wanted: string): void {
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
       // What ENOTDIR is about is found further up.
-      if (code !== 'ENOENT' && code !== 'ENOTDIR') throw explain(path, at, error)
+      if (code !== 'ENOENT' && code !== 'ENOTDIR') throw explain(path, at, error, 'look into')
       missing.push(at)
     }
   }
@@ -27,12 +27,12 @@ export function makeDataFolder(wanted: string): void {
     try {
       mkdirSync(each, { mode: FOLDER_MODE })
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw explain(path, each, error)
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw explain(path, each, error, 'make')
     }
   try {
     accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK)
   } catch (error) {
-    throw explain(path, path, error)
+    throw explain(path, path, error, 'read and write')
   }
 }
 
@@ -40,7 +40,7 @@ function unusable(path: string, why: string, advice: string): PalimpsestError {
   return invalidError(`the data folder ${path} cannot be used: ${why}; ${advice}`)
 }
 
-function explain(path: string, at: string, error: unknown): unknown {
+function explain(path: string, at: string, error: unknown, doing: string): unknown {
   const { code } = error as NodeJS.ErrnoException
   switch (code) {
     case undefined:
@@ -49,7 +49,7 @@ function explain(path: string, at: string, error: unknown): unknown {
     case 'EPERM':
       return unusable(
         path,
-        `this user may not ${at === path ? 'read and write there' : `make ${at}`}`,
+        `this user may not ${doing} ${at}`,
         'give another --data, or make it and give it to this user (chown)',
       )
     case 'EROFS':

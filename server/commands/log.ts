@@ -89,8 +89,9 @@ function printEntry(entry: EntryReport, json: boolean): void {
   process.stdout.write(`${index} term ${term} ${kind}${flags}${redo} ${payloadBytes} bytes, ${file}\n`)
 }
 
+/** Nothing where it takes more room than before: a few bytes have a header each. */
 function smaller(rawBytes: number, storedBytes: number): string {
-  return rawBytes === 0 ? '' : `${(100 - (storedBytes / rawBytes) * 100).toFixed(1)} %`
+  return rawBytes <= storedBytes ? '' : `${(100 - (storedBytes / rawBytes) * 100).toFixed(1)} %`
 }
 
 function printReport(report: LogReport, dir: string): void {

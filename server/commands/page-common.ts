@@ -65,7 +65,7 @@ export interface NamedSpace {
 export async function findSpace(pageServer: Connection, options: PageOptions): Promise<NamedSpace> {
   const moment = momentOf(options)
   const status = await findTimeline(pageServer, options.timeline)
-  const { lsn } = await resolveMoment(pageServer, status, moment)
+  const { lsn } = await resolveMoment(pageServer, status, moment, console.error)
   const spaces = await listSpaces(pageServer, status, lsn)
   const wanted = options.space
   const space =

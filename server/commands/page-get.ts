@@ -2,7 +2,6 @@
 import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { Role } from '../../protocol/messages.ts'
-import { explainSystemError } from '../datadir/errors.ts'
 import { DATA_FILE_MODE } from '../shared/file-modes.ts'
 import { pathArgument, UsageError, withConnection } from './common.ts'
 import { addMomentOptions, addPageOptions, getPage, type PageOptions } from './page-common.ts'
@@ -30,10 +29,7 @@ Example:
           'not writing a page to a terminal; give --out FILE, pipe it, or use "page inspect"',
         )
       const found = await withConnection(options, Role.PAGESERVER, connection => getPage(connection, options))
-      if (options.out !== undefined)
-        await writeFile(options.out, found.bytes, { mode: DATA_FILE_MODE }).catch(error => {
-          throw explainSystemError(options.out!, error)
-        })
+      if (options.out !== undefined) await writeFile(options.out, found.bytes, { mode: DATA_FILE_MODE })
       if (options.json) {
         const { space, lsn, pageLsn, freed, bytes } = found
         process.stdout.write(

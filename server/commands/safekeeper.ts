@@ -59,7 +59,7 @@ export function registerSafekeeper(program: Command): void {
         'where others reach this node (default: as in --peers, else as in --listen)',
         addressArgument,
       )
-      .option('--zone <LABEL>', 'where this node stands, so that "palimpsest status" can warn', zoneArgument)
+      .option('--zone <LABEL>', 'where it stands, so that "palimpsest status" can warn', zoneArgument)
       .addHelpText(
         'after',
         '\nPrints "ready HOST:PORT" once it listens and has read its disk; it may still wait for its peers. SIGTERM or Ctrl-C stops it cleanly.',

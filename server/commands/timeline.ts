@@ -79,7 +79,7 @@ export function registerTimeline(program: Command): void {
     const moment = momentOf(options)
     const branch = await withConnection(options, Role.PAGESERVER, async pageServer => {
       const status = await findTimeline(pageServer, options.from)
-      const { lsn: wanted } = await resolveMoment(pageServer, status, moment)
+      const { lsn: wanted } = await resolveMoment(pageServer, status, moment, console.error)
       const timeline = toTimelineId(randomBytes(16).toString('hex'))
       const ancestor = await ownerAt(pageServer, status.summary.timeline, wanted)
       // The log first: only it knows where a chunk ends, and a page server must find a log to follow.

@@ -29,12 +29,14 @@ const NEXT_SAMPLE_POLL_MS = 200
 /**
  * Resolves a moment and makes sure that the page server can answer for it: an LSN that is still to come is waited for,
  * half a minute.
+ * @param onWait told that it waits
  * @throws PalimpsestError that names the LSNs that can be had
  */
 export async function resolveMoment(
   pageServer: Connection,
   status: TimelineStatus,
   moment: Moment,
+  onWait?: (text: string) => void,
 ): Promise<ResolvedMoment> {
   const { summary, gaps } = status
   if (summary.readableFromLsn === LSN_MAX)
@@ -59,7 +61,12 @@ export async function resolveMoment(
       `LSN ${lsn} lies in a gap of timeline ${summary.name}: the server's log had overtaken the reader between LSN ${gap.fromLsn} and LSN ${gap.toLsn}, or content came that is not in it (IMPORT TABLESPACE); choose one of these`,
       lsn,
     )
-  if (lsn > summary.ingestedLsn) await waitForLsn(pageServer, status, lsn)
+  if (lsn > summary.ingestedLsn) {
+    onWait?.(
+      `LSN ${lsn} is beyond the end of timeline ${summary.name}, which is LSN ${summary.ingestedLsn} now; waiting up to ${WAIT_MS / 1000} s for it`,
+    )
+    await waitForLsn(pageServer, status, lsn)
+  }
   return { lsn, sampleTimeUs: sampled?.sampleTimeUs, nextSampleTimeUs: sampled?.nextSampleTimeUs }
 }
 

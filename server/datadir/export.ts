@@ -100,8 +100,8 @@ export async function exportDatadir(options: ExportOptions): Promise<ExportResul
   }
 }
 
-async function makePlan({ pageServer, status, moment }: ExportOptions): Promise<Plan> {
-  const resolved = await resolveMoment(pageServer, status, moment)
+async function makePlan({ pageServer, status, moment, progress }: ExportOptions): Promise<Plan> {
+  const resolved = await resolveMoment(pageServer, status, moment, text => progress.message(text))
   const { lsn } = resolved
   const reconciled = await reconcileExport(pageServer, status, lsn)
   // A file takes its new name before the transaction that renames the table is committed, and recovery looks for those

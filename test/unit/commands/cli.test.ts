@@ -36,6 +36,11 @@ t.test('wrong usage is one line, and ends with 2', async t => {
     ],
     [['timeline', 'create', 'x', '--lsn', '12'], /no log of InnoDB begins before LSN 8192\.\n$/],
     [
+      ['ping', '--tls-cert', 'x'],
+      /^palimpsest: --tls-cert and --tls-key belong together; one of them is missing\n$/,
+    ],
+    [['ping', '--tls-cert', 'x', '--tls-key', 'y'], /^palimpsest: --tls-cert needs --tls-ca: /],
+    [
       ['export', '--timelin', 'x', '--out', 'y'],
       /^palimpsest: unknown option '--timelin' \(Did you mean --timeline\?\)\n$/,
     ],

@@ -36,6 +36,7 @@ t.test('an option has one wording wherever it is', async t => {
     '--lsn',
     '--time',
     '--from',
+    '--yes',
     '--id',
     '--listen',
     '--backup',

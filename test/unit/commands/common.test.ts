@@ -1,3 +1,5 @@
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import t from 'tap'
 import type { Connection } from '../../../protocol/connection.ts'
 import { PalimpsestError } from '../../../protocol/errors.ts'
@@ -90,4 +92,20 @@ t.test('a refusal names the server that gave it, once', async t => {
   t.equal(describeError(unreached), 'cannot connect to 10.0.0.1:7070: nobody listens there')
   t.equal(describeError(new Error('plain')), 'plain')
   t.equal(describeError('thrown'), 'thrown')
+})
+
+t.test('what the operating system says of files is said in words', async t => {
+  const dir = t.testdir({ file: '' })
+  const told = async (path: string) => await writeFile(path, '').then(() => '', describeError)
+  t.equal(
+    await told(join(dir, 'file', 'x')),
+    `${join(dir, 'file', 'x')}: what stands above it is a file, and not a directory (ENOTDIR)`,
+  )
+  t.equal(await told(dir), `${dir}: is a directory, and not a file (EISDIR)`)
+  t.equal(
+    describeError(
+      Object.assign(new Error('connect ECONNREFUSED'), { code: 'ECONNREFUSED', syscall: 'connect' }),
+    ),
+    'connect ECONNREFUSED',
+  )
 })
