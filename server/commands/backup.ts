@@ -20,6 +20,7 @@ import {
   UsageError,
   zoneArgument,
 } from './common.ts'
+import { makeDataFolder } from './data-folder.ts'
 import { interruptible, orAborted } from './interruption.ts'
 import { addS3Options, openStoreToRead, type S3CommandOptions } from './store-options.ts'
 import { plainTable } from './table.ts'
@@ -116,7 +117,7 @@ export function registerBackup(program: Command): void {
       const name = options.id
       const cellId = await cellOf(store, options)
       const newCellId = randomBytes(16).toString('hex')
-      await nodeDisk.makeDir(options.data)
+      makeDataFolder(options.data)
       const unlock = lockDirectory(options.data)
       try {
         const manifest = await interruptible(

@@ -3,7 +3,7 @@
  */
 import { join } from 'node:path'
 import { crc32c } from '../../protocol/crc32c.ts'
-import { corruptError, invalidError } from '../shared/errors.ts'
+import { corruptError, invalidError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectReader } from '../shared/object-store.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
@@ -15,11 +15,12 @@ import { CellLog } from './log/cell-log.ts'
 import { EMPTY_CRC, type LogEntry, NO_PAYLOAD } from './log/entry.ts'
 import type { PackEntry } from './log/pack-codec.ts'
 import { packEntries, packSourceOf } from './log/pack-reader.ts'
-import { NodeFiles } from './node-files.ts'
+import { type NodeFile, NodeFiles } from './node-files.ts'
 
 const APPEND_ENTRIES = 1024
 const QUEUED_BYTES_MAX = 32 * 1024 * 1024
 const WAIT_MS = 5
+const FULL_ADVICE = 'make room on the disk, and run the restore again'
 
 export interface BackupSummary {
   readonly manifest: BackupManifest
@@ -102,7 +103,7 @@ export interface RestoreOptions {
   readonly disk: Disk
   readonly clock: Clock
   readonly log: Log
-  /** Made; must not hold a node. */
+  /** Made; must be empty, or hold what a restore that was cut short has left. */
   readonly dir: string
   readonly nodeId: NodeId
   readonly address: string
@@ -112,23 +113,43 @@ export interface RestoreOptions {
 }
 
 /**
- * Makes a data folder from which a safekeeper starts as the only member of a cell that has all that the backup has. node.json, without
- * which nothing starts, is written last.
+ * Makes a data folder from which a safekeeper starts as the only member of a cell that has all that the backup has. node.json comes
+ * first and says that the folder is unfinished, so that nothing starts from it and a repetition knows it for its own; it is replaced when
+ * all is there. Throws kind invalid, and changes nothing, if there is anything else in the folder.
  */
 export async function restoreBackup(options: RestoreOptions): Promise<BackupManifest> {
+  try {
+    return await restore(options)
+  } catch (error) {
+    const known = toPalimpsestError(error, `restoring into ${options.dir} failed`)
+    const code = (error as NodeJS.ErrnoException).code
+    throw code === 'ENOSPC' || code === 'EDQUOT'
+      ? retryError(`${known.message}; ${FULL_ADVICE}`, error)
+      : known
+  }
+}
+
+async function restore(options: RestoreOptions): Promise<BackupManifest> {
   const { store, disk, dir, nodeId, address, zone, progress = () => {} } = options
   const files = new NodeFiles(disk, dir)
   const logDir = join(dir, 'log')
   await disk.makeDir(dir)
-  if ((await files.loadNode()) !== undefined)
-    throw invalidError(`${dir} is the folder of a safekeeper already; give an empty one`)
+  await checkVacant(disk, files)
   const manifest = await loadBackup(store, options.cellId)
   const base = await loadBase(store, manifest)
+  const self = { nodeId, address, zone }
+  const node: NodeFile = {
+    version: 1,
+    nodeId,
+    cellId: options.newCellId,
+    seed: [self],
+    recovering: false,
+  }
+  await files.saveNode({ ...node, unfinished: 'backup restore' })
   // What a restore that was cut short has left.
   await disk.remove(logDir)
   for (const index of await files.listSnapshots()) await files.removeSnapshot(index)
 
-  const self = { nodeId, address, zone }
   base.membership = { voters: [nodeId], learners: [] }
   base.nodes.clear()
   base.nodes.set(nodeId, { address, zone })
@@ -140,9 +161,30 @@ export async function restoreBackup(options: RestoreOptions): Promise<BackupMani
   const end = backupEnd(manifest)
   await files.createVote()
   await files.saveVote({ term: end.term, votedFor: undefined })
-  await files.saveNode({ version: 1, nodeId, cellId: options.newCellId, seed: [self], recovering: false })
+  await files.saveNode(node)
   await files.close()
   return manifest
+}
+
+/** Of the file system, and of the lock that the caller holds. */
+const NOBODYS = new Set(['lost+found', 'LOCK'])
+const NAMES_TOLD = 5
+
+/** Throws kind invalid if the folder holds anything but what an unfinished restore has left there. */
+async function checkVacant(disk: Disk, files: NodeFiles): Promise<void> {
+  const { dir } = files
+  // A restore that was cut off at its very first file has left no more than a part of that.
+  const names = (await disk.list(dir)).filter(name => !NOBODYS.has(name) && !/^node.*\.json\.tmp$/.test(name))
+  if (names.length === 0) return
+  const node = await files.loadNode('backup restore')
+  if (node?.unfinished !== undefined) return
+  if (node !== undefined)
+    throw invalidError(
+      `${dir} is the folder of safekeeper ${node.nodeId} already${node.cellId === '' ? '' : `, of cell ${node.cellId}`}; give an empty one`,
+    )
+  const told = names.sort().slice(0, NAMES_TOLD).join(', ')
+  const more = names.length > NAMES_TOLD ? ` and ${names.length - NAMES_TOLD} more` : ''
+  throw invalidError(`${dir} is not empty: it holds ${told}${more}; give an empty folder`)
 }
 
 async function writeLog(
@@ -163,6 +205,10 @@ async function writeLog(
     appliedTo: manifest.base.index,
     onFatal: reject,
   })
+  // A node would wait for space; whoever restores can be told at once.
+  log.onWritable = writable => {
+    if (!writable) reject(retryError(`${log.lastError}; ${FULL_ADVICE}`))
+  }
   const room = async (bytesMax: number): Promise<void> => {
     while (log.queuedBytes > bytesMax) await Promise.race([clock.sleep(WAIT_MS), failed])
   }

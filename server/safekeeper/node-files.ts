@@ -33,10 +33,12 @@ const nodeSchema = z.object({
   seed: z.array(memberSchema).max(64),
   /** Acknowledged entries were lost to damage; see docs/consensus.md. */
   recovering: z.boolean(),
-  /** `member recover` is making a cell of its own of this folder, and was not finished; see docs/consensus.md. */
-  unfinished: z.literal('member recover').optional(),
+  /** That command is making a cell of its own of this folder, and was not finished; see docs/consensus.md and docs/backup.md. */
+  unfinished: z.enum(['member recover', 'backup restore']).optional(),
 })
 export type NodeFile = Readonly<z.output<typeof nodeSchema>>
+/** Commands that make a node's folder, or make it over. */
+export type FolderMaker = NonNullable<NodeFile['unfinished']>
 
 const voteSchema = z.object({
   version: z.literal(1),
@@ -79,13 +81,13 @@ export class NodeFiles {
 
   /**
    * Who this node is; undefined in an empty folder. Throws kind corrupt if neither node.json nor its copy can be read, and invalid if
-   * what is being made of the folder is not finished, unless that is what the caller is about.
+   * what is being made of the folder is not finished, unless that is what the caller is about to do.
    */
-  async loadNode(isForRecovery = false): Promise<NodeFile | undefined> {
+  async loadNode(maker?: FolderMaker): Promise<NodeFile | undefined> {
     const node = await this.findNode()
-    if (node?.unfinished !== undefined && !isForRecovery)
+    if (node?.unfinished !== undefined && node.unfinished !== maker)
       throw invalidError(
-        `"palimpsest ${node.unfinished}" was begun on ${this.dir} and cut short: run it again, it goes on from there`,
+        `"palimpsest ${node.unfinished}" was begun on ${this.dir} and cut short: run it again`,
       )
     return node
   }

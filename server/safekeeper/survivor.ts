@@ -130,7 +130,7 @@ export async function lookAtSurvivor(disk: Disk, dir: string): Promise<Survivor>
 
 /** Who the folder's node is, which must be in a cell and have a log. */
 export async function cellNode(disk: Disk, files: NodeFiles, dir: string): Promise<NodeFile> {
-  const node = await files.loadNode(true)
+  const node = await files.loadNode('member recover')
   if (node === undefined) throw invalidError(`${dir} is not the folder of a safekeeper: it has no node.json`)
   if (node.cellId === '')
     throw invalidError(

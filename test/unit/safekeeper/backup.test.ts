@@ -9,10 +9,12 @@ import type { Driver } from '../../../server/safekeeper/driver.ts'
 import type { CellLog } from '../../../server/safekeeper/log/cell-log.ts'
 import { packEntries, packSourceOf } from '../../../server/safekeeper/log/pack-reader.ts'
 import { CellNode } from '../../../server/safekeeper/node.ts'
+import { NodeFiles } from '../../../server/safekeeper/node-files.ts'
 import { retryError } from '../../../server/shared/errors.ts'
 import { silentLog } from '../../../server/shared/log.ts'
 import type { ObjectStore } from '../../../server/shared/object-store.ts'
 import type { Disk } from '../../../server/shared/seams.ts'
+import { dying } from '../../support/dying-disk.ts'
 import { lsnBytes } from '../../support/lsn-bytes.ts'
 import { MemoryDisk } from '../../support/memory-disk.ts'
 import { MemoryObjectStore } from '../../support/memory-object-store.ts'
@@ -135,6 +137,11 @@ async function readAll(node: CellNode, id: TimelineId, from: number): Promise<Bu
 
 async function restore(store: ObjectStore, cellId: string): Promise<MemoryDisk> {
   const disk = new MemoryDisk()
+  await restoreInto(disk, store, cellId)
+  return disk
+}
+
+async function restoreInto(disk: Disk, store: ObjectStore, cellId: string): Promise<void> {
   await restoreBackup({
     store,
     cellId,
@@ -148,7 +155,6 @@ async function restore(store: ObjectStore, cellId: string): Promise<MemoryDisk> 
     zone: '',
     segmentBytes: SEGMENT_BYTES,
   })
-  return disk
 }
 
 t.test('all that was backed up comes back: redo, epochs, names, deletions', async t => {
@@ -418,6 +424,91 @@ t.test('a pack whose table is lost is repaired from the backup: void entries sta
   node = await boot(disk, store)
   t.teardown(() => close(node))
   t.ok((await readAll(node, IDS[0]!, START)).equals(all), 'after a start too')
+})
+
+t.test('a restore goes into an empty folder, and no other', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store)
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(1000)
+  await backedUp(node)
+  const { cellId } = node.status()
+  await close(node)
+  const file = async (disk: Disk, path: string): Promise<void> => {
+    await disk.makeDir(path.slice(0, path.lastIndexOf('/')))
+    const made = await disk.open(path, 'create')
+    await made.write([Buffer.from('x')], 0)
+    await made.close()
+  }
+  const refused = async (names: readonly string[], message: RegExp) => {
+    const disk = new MemoryDisk()
+    for (const name of names) await file(disk, `/data/${name}`)
+    const before = disk.paths().sort()
+    await t.rejects(restoreInto(disk, store, cellId), like({ kind: 'invalid', message }))
+    t.same(disk.paths().sort(), before, 'nothing was changed')
+  }
+  await refused(['ibdata1'], /\/data is not empty: it holds ibdata1; give an empty folder/)
+  await refused(['log/1.seg', 'LOCK'], /not empty: it holds log;/)
+  await refused(['f', 'e', 'd', 'c', 'b', 'a', 'lost+found/1'], /it holds a, b, c, d, e and 1 more;/)
+  const disk = new MemoryDisk()
+  await disk.makeDir('/data/lost+found')
+  await file(disk, '/data/LOCK')
+  await restoreInto(disk, store, cellId)
+  await t.rejects(
+    restoreInto(disk, store, cellId),
+    like({
+      kind: 'invalid',
+      message: /is the folder of safekeeper one\.00000000000000aa already, of cell 12/,
+    }),
+  )
+})
+
+t.test('a restore that is cut short anywhere starts nothing, and can be repeated', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store)
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  for (let i = 0; i < 4; i++) await writer.append(18_000)
+  await backedUp(node)
+  const { cellId } = node.status()
+  await close(node)
+  const seen = { unfinished: 0, whole: 0 }
+  const random = seeded(3)
+  for (let left = 0; ; left += 2 + Math.floor(random() * 12)) {
+    const whole = new MemoryDisk()
+    const { disk, count } = dying(whole, left)
+    const error = await restoreInto(disk, store, cellId).catch((error: Error) => error)
+    if (error === undefined) {
+      t.ok(count() <= left)
+      break
+    }
+    const after = whole.crash([() => 0, () => 1, random][left % 3]!)
+    const found = await new NodeFiles(after, '/data').loadNode('backup restore')
+    if (found !== undefined && found.unfinished === undefined) seen.whole++
+    else {
+      if (found !== undefined) {
+        seen.unfinished++
+        await t.rejects(
+          boot(after, undefined),
+          like({ message: /backup restore" was begun .* run it again/ }),
+        )
+      }
+      await restoreInto(after, store, cellId)
+    }
+    if (random() > 0.4 && seen.whole === 0) continue
+    const restored = await boot(after, undefined)
+    const bytes = await readAll(restored, IDS[0]!, START)
+    t.ok(bytes.equals(lsnBytes(START, 72_000)), `cut after ${left} operations: all is there`)
+    await close(restored)
+  }
+  t.ok(seen.unfinished > 2, JSON.stringify(seen))
+  const full = new MemoryDisk()
+  // From the very beginning, and in the midst of the log.
+  for (const capacity of [SEGMENT_BYTES / 2, 2.5 * SEGMENT_BYTES, 4.5 * SEGMENT_BYTES]) {
+    full.capacity = capacity
+    await t.rejects(restoreInto(full, store, cellId), like({ kind: 'retry', message: /ENOSPC.* make room/ }))
+  }
+  full.capacity = Number.POSITIVE_INFINITY
+  await restoreInto(full, store, cellId)
 })
 
 t.test('a cell in which nothing happens becomes quiet', async t => {

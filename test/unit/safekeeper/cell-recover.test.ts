@@ -21,6 +21,7 @@ import { lookAtSurvivor, newestOf, type Survivor } from '../../../server/safekee
 import { PalimpsestError, retryError } from '../../../server/shared/errors.ts'
 import { silentLog } from '../../../server/shared/log.ts'
 import type { Disk } from '../../../server/shared/seams.ts'
+import { dying } from '../../support/dying-disk.ts'
 import { lsnBytes } from '../../support/lsn-bytes.ts'
 import { MemoryDisk } from '../../support/memory-disk.ts'
 import { seeded } from '../../support/seeded.ts'
@@ -270,50 +271,6 @@ t.test('a cell of its own, with and without a snapshot', async t => {
   }
 })
 
-/** Lets `left` operations through, then fails all: the process is killed there. */
-function dying(disk: Disk, left: number): { disk: Disk; count: () => number } {
-  let done = 0
-  const step = () => {
-    if (++done > left) throw new Error('killed')
-  }
-  return {
-    count: () => done,
-    disk: {
-      open: async (path, how) => {
-        if (how === 'create') step()
-        const file = await disk.open(path, how)
-        return {
-          ...file,
-          write: async (buffers, position) => {
-            step()
-            await file.write(buffers, position)
-          },
-          datasync: async () => {
-            step()
-            await file.datasync()
-          },
-        }
-      },
-      readFile: path => disk.readFile(path),
-      list: dir => disk.list(dir),
-      exists: path => disk.exists(path),
-      makeDir: dir => disk.makeDir(dir),
-      rename: async (from, to) => {
-        step()
-        await disk.rename(from, to)
-      },
-      remove: async path => {
-        step()
-        await disk.remove(path)
-      },
-      syncDir: async dir => {
-        step()
-        await disk.syncDir(dir)
-      },
-    },
-  }
-}
-
 t.test(
   'killed at each operation of the disk, power lost: the old member, the new cell, or to be run again',
   async t => {
@@ -333,7 +290,7 @@ t.test(
       for (const choose of [() => 0, () => 1, random]) {
         const after = whole.crash(choose)
         const files = new NodeFiles(after, DIR)
-        const found = await files.loadNode(true)
+        const found = await files.loadNode('member recover')
         if (found!.cellId === NEW_CELL) {
           seen.done++
           t.equal(found!.unfinished, undefined)
