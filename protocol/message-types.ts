@@ -36,6 +36,8 @@ export const MessageType = {
   WalConsumerDrop: 0x0115,
   WalShow: 0x0116,
   WalShowReply: 0x0117,
+  WalPartings: 0x0118,
+  WalPartingsReply: 0x0119,
   // 0x02: timelines and pages (page server)
   TimelineCreate: 0x0201,
   TimelineList: 0x0202,

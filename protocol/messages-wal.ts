@@ -328,3 +328,43 @@ export const WalShowReplyCodec: Codec<WalShowReply> = {
     }
   },
 }
+
+/**
+ * Where a timeline's log was cut short by a disaster: its cell was made again of what was left. Answered by any node, from what it has; a
+ * WalRead that follows on the same connection ends with `retry` before it brings anything that the answer does not hold for any more.
+ * `timeline`. → WalPartingsReply
+ */
+export interface WalPartings {
+  readonly type: typeof MessageType.WalPartings
+  readonly timeline: TimelineId
+}
+
+export const WalPartingsCodec: Codec<WalPartings> = {
+  type: MessageType.WalPartings,
+  name: 'WalPartings',
+  bulk: 'none',
+  encode(w, m) {
+    w.timeline(m.timeline)
+  },
+  decode: r => ({ type: MessageType.WalPartings, timeline: r.timeline() }),
+}
+
+/** `u32 n | n × u64 lsn`, the oldest first: whoever had more than that when it happened has another history. Grows at its end only. */
+export interface WalPartingsReply {
+  readonly type: typeof MessageType.WalPartingsReply
+  readonly lsns: readonly Lsn[]
+}
+
+export const WalPartingsReplyCodec: Codec<WalPartingsReply> = {
+  type: MessageType.WalPartingsReply,
+  name: 'WalPartingsReply',
+  bulk: 'none',
+  encode(w, m) {
+    w.u32(m.lsns.length)
+    for (const lsn of m.lsns) w.u64(lsn)
+  },
+  decode: r => ({
+    type: MessageType.WalPartingsReply,
+    lsns: Array.from({ length: r.count('lsns', 8) }, () => r.lsn('lsn')),
+  }),
+}

@@ -47,6 +47,7 @@ export interface Replies {
   WalBranch: [wal.WalBranch, wal.WalBranched]
   WalConsumerDrop: [walRead.WalConsumerDrop, common.Ok]
   WalShow: [wal.WalShow, wal.WalShowReply]
+  WalPartings: [wal.WalPartings, wal.WalPartingsReply]
   WalRead: [walRead.WalRead, walRead.WalData | walRead.WalGap | walRead.WalReadEnd]
   TimelineCreate: [timeline.TimelineCreate, common.Ok]
   TimelineList: [timeline.TimelineList, timeline.TimelineListReply]
@@ -128,6 +129,8 @@ const CODECS: readonly Pick<Codec<AnyMessage>, 'type' | 'name' | 'bulk'>[] = [
   walRead.WalConsumerDropCodec,
   wal.WalShowCodec,
   wal.WalShowReplyCodec,
+  wal.WalPartingsCodec,
+  wal.WalPartingsReplyCodec,
   timeline.TimelineCreateCodec,
   timeline.TimelineListCodec,
   timeline.TimelineListReplyCodec,

@@ -87,6 +87,11 @@ const manifestSchema = z.object({
     .object({ lsn, message: z.string().max(4000) })
     .nullable()
     .default(null),
+  /**
+   * How many partings of the safekeepers' log (docs/consensus.md, "After a lost majority") are known to lie at or above what was taken in
+   * then. null: it was never asked, nor anything taken in.
+   */
+  partings: count.nullable().default(0),
   /** LSNs that cannot be read (core/gaps.ts). */
   gaps: z.array(
     z
@@ -262,6 +267,7 @@ export class ManifestStore {
       generation,
       durableLsn: fresh.startLsn,
       stopped: null,
+      partings: null,
       layers: [],
       ...((await inherit?.(generation)) ?? { ancestors: [], catalogue: null, files: [], gaps: [] }),
     } satisfies Record<keyof Manifest, unknown>)

@@ -319,6 +319,33 @@ export class Timeline implements ReadableTimeline {
     return this.#waiters.wait(lsn, timeoutMs, late, signal)
   }
 
+  /**
+   * The cell of the safekeepers was made again of what was left of it, and the log had ended at these LSNs. If more than that arrived here before, the log
+   * may say something else of it now: no more is taken in, and what is in memory only is given up.
+   */
+  async logParted(partings: readonly Lsn[]): Promise<void> {
+    const { partings: known, durableLsn, name } = this.manifest.current
+    // A member that has yet to catch up knows of fewer; it ends what is read there when it hears of more.
+    if (known !== null && partings.length <= known) return
+    const parted =
+      known === null ? undefined : partings.slice(known).find(lsn => lsn < this.ingest.arrivedLsn)
+    if (parted === undefined) {
+      await this.manifest.update(current => ({ ...current, partings: partings.length }))
+      return
+    }
+    const what =
+      `the safekeepers lost redo of timeline ${name}: their cell was made again of what was left, and its log ended at LSN ${parted} then. This page ` +
+      `server had taken it in up to LSN ${this.ingest.arrivedLsn}, and takes in no more, since the log may say something else of what lies between. `
+    this.#giveUp(
+      invalidError(
+        durableLsn <= parted
+          ? `${what}It has made it durable up to LSN ${durableLsn} only: restart the page server, which goes on from there`
+          : `${what}It stays readable up to LSN ${durableLsn}; to go on, attach the database under a new timeline name`,
+        parted,
+      ),
+    )
+  }
+
   /** The log goes on at `toLsn`; between lies redo that is lost. Nothing after the gap can be read until an import mends it. */
   async logGap(fromLsn: Lsn, toLsn: Lsn, wallTimeUs: number): Promise<void> {
     while (!this.ingest.idle && !this.ingest.isStopped) await delay(5)

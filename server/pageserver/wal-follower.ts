@@ -27,6 +27,8 @@ export interface FollowedTimeline {
   committedLsn: Lsn
   /** The safekeeper's log jumps: from the end of what arrived to `toLsn`. Resolves when it is taken care of. */
   logGap(fromLsn: Lsn, toLsn: Lsn, wallTimeUs: number): Promise<void>
+  /** Where the log ended whenever its cell was made again. Stops the timeline if what arrived goes beyond one that is new. */
+  logParted(partings: readonly Lsn[]): Promise<void>
   /** For the status: what keeps the follower from following; empty when nothing does. */
   followerState(problem: string): void
 }
@@ -113,6 +115,17 @@ export class WalFollower {
     }
   }
 
+  async #partings(connection: Connection): Promise<readonly Lsn[]> {
+    try {
+      const timeline = this.#timeline.id
+      return (await connection.request({ type: MessageType.WalPartings, timeline })).message.lsns
+    } catch (error) {
+      // A safekeeper of before this message refuses it, and its cell was never made again.
+      if (error instanceof PalimpsestError && error.kind === 'invalid') return []
+      throw error
+    }
+  }
+
   async #follow(): Promise<void> {
     const { ingest } = this.#timeline
     const connection = await this.#options.safekeepers.dial(this.#stop.signal, this.#avoid)
@@ -121,6 +134,8 @@ export class WalFollower {
     const unfollow = this.#options.safekeepers.follow(connection.address, () => connection.close())
     connection.closed.addEventListener('abort', unfollow)
     this.#trimmedLsn = -1
+    await this.#timeline.logParted(await this.#partings(connection))
+    if (ingest.isStopped) return
     let waiting = false
     const waitForRoom = (): void => {
       if (waiting) return

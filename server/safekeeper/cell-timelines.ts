@@ -407,6 +407,11 @@ export class CellTimelines {
     }
   }
 
+  /** Where the log ended whenever the cell was made again, as far as this node has heard; see `TimelineState`. */
+  partings(id: TimelineId): readonly Lsn[] {
+    return this.get(id).partings
+  }
+
   /** Reads from `fromLsn`, the beginning of a chunk or the end of the log, on any node; below a branch point its ancestor's. */
   read(id: TimelineId, fromLsn: Lsn): TimelineReader {
     const timeline = this.get(id)

@@ -2,8 +2,12 @@
  * The log's messages, as protocol/messages-wal.ts has them, answered from a cell's timelines. Reads are answered by any node;
  * all else is the leader's: others pass it on or say where to go, as the client chose in its hello.
  */
+
+import type { TimelineId } from '../../protocol/ids.ts'
 import { MessageType, Role, type WalRead, type WalShow } from '../../protocol/messages.ts'
+import { retryError } from '../shared/errors.ts'
 import type { Handler, Handlers, IncomingRequest, RequestContext, Service } from '../shared/listener.ts'
+import type { ServerConnection } from '../shared/server-connection.ts'
 import type { CellTimelines } from './cell-timelines.ts'
 import type { CellNode } from './node.ts'
 
@@ -26,6 +30,9 @@ export function logService(node: CellNode): Service {
       if (timelines !== undefined) return run(timelines, request, ctx)
       return node.elsewhere(request, ctx, () => run(node.leading!, request, ctx))
     }
+
+  /** How many partings of a timeline each reader was told of, on its connection. */
+  const told = new WeakMap<ServerConnection, Map<TimelineId, number>>()
 
   const handlers: Handlers = {
     [MessageType.WalCreate]: lead(async (timelines, { message }, ctx) => {
@@ -50,8 +57,16 @@ export function logService(node: CellNode): Service {
       ctx.reply({ type: MessageType.WalAppended, flushedLsn: lsn, committedLsn: lsn })
     }),
     [MessageType.WalRead]: async (request, ctx) => {
-      await node.leading?.sure(request.message.timeline)
-      await sendLog(node.timelines, request, ctx)
+      const { timeline } = request.message
+      await node.leading?.sure(timeline)
+      await sendLog(node.timelines, request, ctx, told.get(ctx.connection)?.get(timeline))
+    },
+    [MessageType.WalPartings]: async ({ message: { timeline } }, ctx) => {
+      await node.leading?.sure(timeline)
+      const lsns = [...node.timelines.partings(timeline)]
+      const ofConnection = told.get(ctx.connection) ?? new Map<TimelineId, number>()
+      told.set(ctx.connection, ofConnection.set(timeline, lsns.length))
+      ctx.reply({ type: MessageType.WalPartingsReply, lsns })
     },
     [MessageType.WalTrim]: lead(async (timelines, { message }, ctx) => {
       const beginLsn = await timelines.trim(message.timeline, message.consumer, message.durableLsn)
@@ -101,11 +116,15 @@ export function logService(node: CellNode): Service {
   return { role: Role.SAFEKEEPER, handlers }
 }
 
-/** Streams the log, from disk until the reader has caught up, then from memory as it is committed. */
+/**
+ * Streams the log, from disk until the reader has caught up, then from memory as it is committed. A reader that asked for partings is
+ * brought nothing from behind one that it was not told of.
+ */
 async function sendLog(
   timelines: CellTimelines,
   { message }: IncomingRequest<WalRead>,
   ctx: RequestContext,
+  partingsTold: number | undefined,
 ): Promise<void> {
   const { timeline } = message
   const reader = timelines.read(timeline, message.fromLsn)
@@ -134,6 +153,12 @@ async function sendLog(
           if (ctx.closed.aborted || gone.aborted || timelines.endLsn(timeline) > reader.position) wakeUp()
         })
         continue
+      }
+      if (partingsTold !== undefined && timelines.partings(timeline).length !== partingsTold) {
+        chunk.release()
+        throw retryError(
+          'the cell was made again of what was left of it: ask for the partings of the log once more',
+        )
       }
       await ctx.drain()
       const { beginLsn, endLsn, wallTimeUs } = chunk

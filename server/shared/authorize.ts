@@ -67,6 +67,7 @@ const RULES: RuleTable = {
   [MessageType.WalList]: { ...list, forwarded: true },
   [MessageType.WalDelete]: toLeader('admin'),
   [MessageType.WalShow]: toLeader('follow'),
+  [MessageType.WalPartings]: about('follow'),
   [MessageType.WalRename]: toLeader('append'),
   [MessageType.WalBranch]: { ...toLeader('append'), ancestor: request => request.ancestor },
   // Redo that was kept for the consumer may then be trimmed.

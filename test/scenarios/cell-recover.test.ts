@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process'
 import { cpSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { Connection } from '../../protocol/connection.ts'
 import { formatAddress } from '../../protocol/dial.ts'
 import { MessageType } from '../../protocol/messages.ts'
 import { askLeader } from '../../server/shared/cell-client.ts'
@@ -122,6 +123,12 @@ t.test('a survivor becomes a cell of its own, and grows again', { timeout: 240_0
   t.equal(next.endLsn, kept)
   await write(next, 500_000)
   await caughtUp(cell, next)
+  for (const { listener } of cell.nodes.values()) {
+    const connection = await Connection.connect(listener)
+    const { message } = await connection.request({ type: MessageType.WalPartings, timeline: ID })
+    t.same(message.lsns, [kept], 'each tells page servers where the log parted')
+    connection.close()
+  }
 
   // One that was taken for lost comes back with its disk.
   const [back] = lost

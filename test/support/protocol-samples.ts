@@ -411,6 +411,12 @@ export const SAMPLES: readonly Sample[] = [
       writer: 'attach@db1',
     },
   },
+  { name: 'WalPartings', message: { type: M.WalPartings, timeline } },
+  {
+    name: 'WalPartingsReply',
+    flags: reply,
+    message: { type: M.WalPartingsReply, lsns: [lsn(20_000), lsn(5_000_000_000)] },
+  },
   { name: 'PeerHello', message: { type: M.PeerHello, cellId: '', node: nodeA } },
   {
     name: 'PeerHelloReply',

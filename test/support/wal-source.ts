@@ -18,6 +18,7 @@ class Log {
   readonly chunks: Chunk[] = []
   end: number
   trimmed = 0
+  readonly partings: number[] = []
   wake: () => void = () => {}
   changed: Promise<void>
 
@@ -48,6 +49,11 @@ export class WalSource implements Service {
   constructor() {
     this.handlers = {
       [MessageType.WalRead]: ({ message }, ctx) => this.#read(message, ctx),
+      [MessageType.WalPartings]: ({ message }, ctx) =>
+        ctx.reply({
+          type: MessageType.WalPartingsReply,
+          lsns: (this.#logs.get(message.timeline)?.partings ?? []) as Lsn[],
+        }),
       [MessageType.WalTrim]: ({ message }, ctx) => {
         const log = this.#logs.get(message.timeline)
         if (log !== undefined) log.trimmed = Math.max(log.trimmed, message.durableLsn)
@@ -69,6 +75,15 @@ export class WalSource implements Service {
   skip(timeline: TimelineId, toLsn: number): void {
     const log = this.#logs.get(timeline)!
     log.add({ begin: log.end, end: toLsn, bytes: undefined, wallTimeUs: Date.now() * 1000 })
+  }
+
+  /** The log is made again of what is left of it, up to the last chunk that ends at or below `lsn`. Gives its end. */
+  part(timeline: TimelineId, lsn: number): number {
+    const log = this.#logs.get(timeline)!
+    while (log.end > lsn) log.end = log.chunks.pop()!.begin
+    log.partings.push(log.end)
+    this.cut()
+    return log.end
   }
 
   end(timeline: TimelineId): number {

@@ -5,6 +5,7 @@ import t from 'tap'
 import { Connection } from '../../../protocol/connection.ts'
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
 import { MessageType, Role } from '../../../protocol/messages.ts'
+import { commandDraft } from '../../../server/safekeeper/draft.ts'
 import { startSafekeeper } from '../../../server/safekeeper/safekeeper.ts'
 import { PalimpsestError } from '../../../server/shared/errors.ts'
 import { Listener } from '../../../server/shared/listener.ts'
@@ -48,6 +49,7 @@ async function node(t: Tap) {
   return {
     dir,
     address: { host: '127.0.0.1', port },
+    node: () => running.safekeeper.node,
     stop,
     start: async () => {
       running = await boot()
@@ -216,3 +218,68 @@ t.test('a data folder belongs to one process', async t => {
     like({ message: /in use by process 1/ }),
   )
 })
+
+t.test(
+  'the log was made again: a reader that was told of its partings is told of a new one first',
+  async t => {
+    const { open, node: running } = await node(t)
+    const connection = await open()
+    await connection.request(create)
+    const { message: opened } = await connection.request({
+      type: MessageType.WalOpen,
+      timeline: ID,
+      writer: 'w',
+    })
+    const append = (epoch: number, at: number) =>
+      connection.request(
+        {
+          type: MessageType.WalAppend,
+          timeline: ID,
+          epoch: epoch as typeof opened.epoch,
+          beginLsn: lsn(at),
+          wallTimeUs: 1,
+        },
+        { bulk: Buffer.alloc(100, 9) },
+      )
+    await append(opened.epoch, START)
+    const partings = async (of: Connection) =>
+      (await of.request({ type: MessageType.WalPartings, timeline: ID })).message.lsns
+    const follow = async (of: Connection, enough: number): Promise<unknown> => {
+      let seen = 0
+      try {
+        const request = { type: MessageType.WalRead, timeline: ID, fromLsn: START, follow: true } as const
+        for await (const { message } of of.stream(request))
+          if (message.type === MessageType.WalData && ++seen === enough) return seen
+        return 'ended'
+      } catch (error) {
+        return Object.assign(error as Error, { seen })
+      }
+    }
+    const told = await open()
+    t.same(await partings(told), [])
+    const careful = follow(told, 2)
+    const careless = follow(await open(), 2)
+    await running().driver.propose(
+      commandDraft({
+        do: 'recovered',
+        how: 'survivor',
+        from: '1'.repeat(32),
+        to: '2'.repeat(32),
+        wallTimeUs: 5,
+      }),
+    )
+    await t.rejects(append(opened.epoch, START + 100), like({ kind: 'fenced', message: /member-recover/ }))
+    const { message: next } = await connection.request({
+      type: MessageType.WalOpen,
+      timeline: ID,
+      writer: 'w',
+    })
+    t.ok(next.epoch > opened.epoch + 1000, 'writers that were let in by what was lost have an older epoch')
+    await append(next.epoch, START + 100)
+    t.match(await careful, { kind: 'retry', message: /made again/, seen: 1 })
+    t.equal(await careless, 2)
+    const again = await open()
+    t.same(await partings(again), [START + 100])
+    t.equal(await follow(again, 2), 2)
+  },
+)

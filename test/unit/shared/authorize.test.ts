@@ -24,6 +24,7 @@ const NOT_REQUESTS = new Set([
     'WalBranched',
     'TimelineBranchesReply',
     'WalShowReply',
+    'WalPartingsReply',
     'TimelineListReply',
     'TimelineStatus',
     'Pages',
@@ -79,7 +80,7 @@ t.test('what each scope allows', async t => {
   const read = [
     ...any,
     ...['FileGet', 'FileList', 'FileVersions', 'GetPages', 'LsnAtTime', 'PageHistory', 'SpaceList'],
-    ...['TimeAtLsn', 'TimelineShow', 'WaitLsn', 'WalRead', 'WalShow', 'WalState'],
+    ...['TimeAtLsn', 'TimelineShow', 'WaitLsn', 'WalPartings', 'WalRead', 'WalShow', 'WalState'],
   ]
   const append = ['WalAppend', 'WalBranch', 'WalCreate', 'WalOpen', 'WalRename', 'WalSkip']
   const write = [
@@ -98,7 +99,7 @@ t.test('what each scope allows', async t => {
   const session = ['ImportEnd', 'ImportPages', 'ImportSpace']
   t.same(names('write:*'), [...read, ...append, ...write, ...session].sort())
   // By name, TimelineShow is judged by its answer; by id it takes read.
-  t.same(names('pageserver'), [...any, 'WalRead', 'WalShow', 'WalState', 'WalTrim'].sort())
+  t.same(names('pageserver'), [...any, 'WalPartings', 'WalRead', 'WalShow', 'WalState', 'WalTrim'].sort())
   // A safekeeper: consensus, and what it passes on for others; neither a log read to it nor anything of page servers.
   const passedOn = ['WalDelete', 'WalConsumerDrop', 'WalList', 'WalShow', 'WalState', 'WalTrim', ...append]
   const changes = ['MemberAdd', 'MemberRemove', 'MemberReplace', 'TransferLeadership']
