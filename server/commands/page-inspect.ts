@@ -26,9 +26,10 @@ Example:
         connection => getPage(connection, options),
       )
       if (options.json) {
-        const inspection = inspectPageObject(bytes, format)
+        // As `page get` has it: `lsn` is the moment.
+        const { lsn: pageLsn, ...inspection } = inspectPageObject(bytes, format)
         process.stdout.write(
-          `${JSON.stringify({ ...inspection, name: space.name, asOfLsn: lsn, freed }, (_key, value) => (typeof value === 'bigint' ? value.toString() : value))}\n`,
+          `${JSON.stringify({ ...inspection, name: space.name, lsn, pageLsn, freed }, (_key, value) => (typeof value === 'bigint' ? value.toString() : value))}\n`,
         )
         return
       }

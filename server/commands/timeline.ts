@@ -114,7 +114,7 @@ export function registerTimeline(program: Command): void {
       await pageServer.request({ type: MessageType.TimelineRename, ...request })
       return found
     })
-    if (options.json) printJson({ timeline: summary.timeline, before: summary.name, name })
+    if (options.json) printJson({ timeline: summary.timeline, name, formerName: summary.name })
     else console.log(`${summary.name} is now called ${name}`)
   })
 

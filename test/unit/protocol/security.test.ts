@@ -150,6 +150,8 @@ t.test('everything works over TLS as it does without', async t => {
     if (bytes % 3_000_000 === 0) await new Promise(resolve => setTimeout(resolve, 5))
   }
   t.equal(bytes, 20_100_000)
+  const left = connection.certificateExpiresAtMs! - Date.now()
+  t.equal(Math.round(left / 86_400_000), 30, 'until when the certificate is valid')
   await open(pki.client(), 'localhost')
   const tls12 = connectTls({ port: listener.port, ca: [readFileSync(pki.caFile)], maxVersion: 'TLSv1.2' })
   await new Promise(resolve => tls12.once('secureConnect', resolve))
@@ -178,6 +180,7 @@ t.test('a server that is not the one dialled gets nothing', async t => {
   await t.rejects(open(undefined), like({ message: /TLS/ }))
   const plain = await start(t, {})
   await t.rejects(plain.open(pki.client()), like({ kind: 'invalid', message: /does not speak TLS/ }))
+  t.equal((await plain.open(undefined)).certificateExpiresAtMs, undefined)
   t.ok(await open(pki.client()), `${listener.address} is well`)
 })
 
