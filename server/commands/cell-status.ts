@@ -62,23 +62,32 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
   if (cell.leader === '')
     lines.push('the safekeepers have no leader: redo is not taken until a quorum of them is up')
   const down = nodes.filter(node => node.status === undefined).map(node => node.name)
+  const recovering = nodes.filter(node => node.status?.role === 'recovering').map(node => node.name)
+  const noVote = new Set([...down, ...recovering])
+  const left = voters.filter(voter => !noVote.has(nameOf(voter.nodeId))).length
   if (down.length > 0) {
-    const left = voters.length - voters.filter(voter => down.includes(nameOf(voter.nodeId))).length
     const what =
       left < quorum
-        ? 'no quorum is left. Bring one back with its disk; if the disks are lost, see "palimpsest backup restore"'
+        ? 'no quorum is left. Bring one back with its disk; if the disks are lost, see "palimpsest member recover"'
         : left === quorum
           ? 'not one more may be lost'
           : `${left - quorum} more may be lost`
     lines.push(`no answer from safekeeper ${down.join(', ')}: ${what}`)
+  }
+  if (recovering.length > 0) {
+    const what = `safekeeper ${recovering.join(', ')}: part of the log was damaged`
+    // Who recovers has no vote, and whom it could recover from needs votes to become leader: nobody gets out of this alone.
+    if (left < quorum && down.length === 0 && cell.leader === '')
+      lines.push(
+        `${what} on so many that no quorum may vote, and they do not get it back by themselves: see "palimpsest member recover"`,
+      )
+    else lines.push(`${what}; it is fetched from the others, and there is no vote until then`)
   }
   for (const { name, status } of nodes) {
     if (status?.writable === false)
       lines.push(`safekeeper ${name}: ${status.lastError || 'its disk is full'}`)
     else if (status !== undefined && status.lastError !== '')
       lines.push(`safekeeper ${name}: ${status.lastError}`)
-    if (status?.role === 'recovering')
-      lines.push(`safekeeper ${name} fetches what was damaged on its disk from the others`)
   }
   if (cell.members.some(member => member.kind === 'outgoing'))
     lines.push('a change of the members is under way')
@@ -126,7 +135,10 @@ export function cellTable({ cell, nodes }: CellView, nowMs = Date.now()): string
       status.commitIndex,
       Math.max(0, cell.lastIndex - status.flushedIndex),
       formatBytes(status.diskBytes),
-      status.rawBytes > 0 ? `${Math.round((1 - status.storedBytes / status.rawBytes) * 100)} %` : undefined,
+      // Packs whose redo is needed no more still have their tables: that says nothing about compression.
+      status.storedBytes < status.rawBytes
+        ? `${Math.round((1 - status.storedBytes / status.rawBytes) * 100)} %`
+        : undefined,
       left === undefined ? undefined : left <= 0 ? 'expired' : formatRoughly(left),
       status.zone,
     ]

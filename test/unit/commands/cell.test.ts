@@ -57,6 +57,33 @@ t.test('what wants attention', async t => {
   t.same(cellComplaints({ cell, nodes: [nodes[0]!, { name: 'b', status: damaged }, nodes[2]!] }), [
     'safekeeper b: /d/log/1.pack is damaged: nobody has it',
   ])
+  const recover = (status: CellStatusReply): CellStatusReply => ({
+    ...status,
+    role: 'recovering',
+    leader: '',
+  })
+  const [n1, n2, n3] = nodes.map(({ name, status }) => ({ name, status: status! }))
+  t.match(
+    cellComplaints({ cell, nodes: [n1!, { name: 'b', status: recover(n2!.status) }, n3!] }),
+    [/^safekeeper b: part of the log was damaged; it is fetched from the others/],
+    'one that recovers has others to do so from',
+  )
+  t.match(
+    cellComplaints({
+      cell: { ...cell, leader: '' },
+      nodes: [n1!, { name: 'b', status: recover(n2!.status) }, { name: 'c', status: recover(n3!.status) }],
+    }),
+    [/no leader/, /^safekeeper b, c: .* no quorum may vote.*member recover/],
+    'too many that recover do not get out of it alone',
+  )
+  t.match(
+    cellComplaints({
+      cell,
+      nodes: [n1!, { name: 'b', status: recover(n2!.status) }, { name: 'c', status: undefined }],
+    }),
+    [/no answer from safekeeper c: no quorum is left/, /^safekeeper b: .* no vote until then/],
+    'one that recovers does not count for the quorum',
+  )
   const removed = status('z', ['', '', ''])
   t.match(cellComplaints({ cell: removed, nodes }), [/^z is no member of the cell any more/])
   const [a, b, c] = status('a', ['x', 'y', 'x']).members
@@ -67,6 +94,12 @@ t.test('what wants attention', async t => {
     'an even number: half of them may not be lost',
   )
   t.match(cellTable(view(['', '', ''], ['a', 'c'])), /leader[\s\S]*75 %[\s\S]*no answer/)
+  const trimmed = { ...nodes[0]!.status!, rawBytes: 100, storedBytes: 994 }
+  t.notMatch(
+    cellTable({ cell: { ...cell, members: [cell.members[0]!] }, nodes: [{ name: 'a', status: trimmed }] }),
+    /%/,
+    'tables of packs without redo',
+  )
 })
 
 t.test('--peers', async t => {
