@@ -34,6 +34,28 @@ export function formatAddress(address: Address): string {
   return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`
 }
 
+const CANNOT_CONNECT = /^cannot connect to (\S+): (.*)$/s
+
+/** What was wrong with each of several servers; of those with which the same was wrong, once. */
+export function tellFailures(failures: readonly Error[]): string {
+  const addresses = new Map<string, Set<string>>()
+  const texts = new Set<string>()
+  for (const { message } of failures) {
+    const [, address, why] = CANNOT_CONNECT.exec(message) ?? []
+    if (address === undefined || why === undefined) {
+      texts.add(message)
+      continue
+    }
+    const known = addresses.get(why)
+    if (known === undefined) addresses.set(why, new Set([address]))
+    else known.add(address)
+  }
+  return [
+    ...[...addresses].map(([why, all]) => `cannot connect to ${[...all].join(', ')}: ${why}`),
+    ...texts,
+  ].join('; ')
+}
+
 export type DialOptions = Omit<ConnectOptions, 'host' | 'port'>
 
 /**
@@ -65,8 +87,5 @@ export async function dial(
   }
   if (failures.length === 1) throw failures[0]!
   const kind = failures.find(failure => failure.kind === 'retry')?.kind ?? failures[0]!.kind
-  throw new PalimpsestError(
-    kind,
-    `no ${roleNames(role)} could be reached: ${[...new Set(failures.map(failure => failure.message))].join('; ')}`,
-  )
+  throw new PalimpsestError(kind, `no ${roleNames(role)} could be reached: ${tellFailures(failures)}`)
 }

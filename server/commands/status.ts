@@ -59,52 +59,65 @@ export function registerStatus(program: Command): void {
       PagesView | undefined,
       RedoItem[] | undefined,
     ]
+    // The other parts' complaint says it, and more.
+    const isLeaderless = cell?.cell.cellId !== '' && cell?.cell.leader === ''
+    const told = isLeaderless ? failures.filter(failure => failure !== reasonOf(parts[2])) : failures
     const own: readonly Expiring[] = openClientSecurity(options)?.expiring ?? []
     const rows = join(pages?.timelines, redo)
     const attention = [
-      ...new Set(failures.map(describeError)),
+      ...new Set(told.map(describeError)),
       ...(cell === undefined ? [] : cellComplaints(cell)),
-      ...expiryComplaints([
-        ...certificates(cell, pages),
-        ...own.map(({ kind, file, beganAtMs, expiresAtMs }) => ({
-          what: `your own ${kind}`,
-          whose: file,
-          beganAtMs,
-          expiresAtMs,
-          renew: 'get a new one',
-        })),
-      ]),
+      ...expiryComplaints([...certificates(cell, pages), ...own.map(ownCredential)]),
       ...rows.flatMap(row => complaints(row, pages !== undefined && redo !== undefined)),
     ]
     if (failures.length > 0) process.exitCode = 1
     if (options.json) {
-      printJson({
-        cell: cell && cellJson(cell.cell),
-        safekeepers: (cell?.nodes ?? []).map(({ name, status, certificateExpiresAtMs }) => ({
-          name,
-          certificateExpires: isoTime(certificateExpiresAtMs),
-          status: status && cellJson(status),
-        })),
-        pageServers:
-          pages === undefined
-            ? []
-            : [{ address: pages.address, certificateExpires: isoTime(pages.certificateExpiresAtMs) }],
-        credentials: own.map(({ kind, file, expiresAtMs }) => ({
-          kind,
-          file,
-          expires: isoTime(expiresAtMs),
-        })),
-        timelines: rows,
-        attention,
-      })
+      printJson(report(cell, pages, own, rows, attention))
       return
     }
-    if (cell !== undefined) console.log(`${cellTable(cell)}\n`)
-    if (rows.length > 0) console.log(statusTable(rows))
-    else if (failures.length === 0)
-      console.log('no timelines yet; "palimpsest attach" or "palimpsest import" makes one')
-    if (attention.length > 0) console.log(['', ...attention].join('\n'))
+    const blocks = [
+      ...(cell === undefined ? [] : [cellTable(cell)]),
+      ...(rows.length > 0 ? [statusTable(rows)] : []),
+      ...(rows.length === 0 && failures.length === 0
+        ? ['no timelines yet; "palimpsest attach" or "palimpsest import" makes one']
+        : []),
+      ...(attention.length > 0 ? [attention.join('\n')] : []),
+    ]
+    console.log(blocks.join('\n\n'))
   })
+}
+
+function reasonOf(part: PromiseSettledResult<unknown>): unknown {
+  return part.status === 'rejected' ? part.reason : undefined
+}
+
+function ownCredential({ kind, file, beganAtMs, expiresAtMs }: Expiring): Credential {
+  return { what: `your own ${kind}`, whose: file, beganAtMs, expiresAtMs, renew: 'get a new one' }
+}
+
+/** For programs. */
+function report(
+  cell: CellView | undefined,
+  pages: PagesView | undefined,
+  own: readonly Expiring[],
+  timelines: readonly TimelineRow[],
+  attention: readonly string[],
+): object {
+  return {
+    cell: cell && cellJson(cell.cell),
+    safekeepers: (cell?.nodes ?? []).map(({ name, status, certificateExpiresAtMs }) => ({
+      name,
+      certificateExpires: isoTime(certificateExpiresAtMs),
+      status: status && cellJson(status),
+    })),
+    pageServers:
+      pages === undefined
+        ? []
+        : [{ address: pages.address, certificateExpires: isoTime(pages.certificateExpiresAtMs) }],
+    credentials: own.map(({ kind, file, expiresAtMs }) => ({ kind, file, expires: isoTime(expiresAtMs) })),
+    timelines,
+    attention,
+  }
 }
 
 /** Moments in JSON are as `keys` prints them. */

@@ -1,6 +1,13 @@
 /** Requests to the leader of a cell of safekeepers, wherever it is at present. */
 import type { Reply, RequestOptions } from '../../protocol/connection.ts'
-import { type Address, type DialOptions, dial, formatAddress, parseAddress } from '../../protocol/dial.ts'
+import {
+  type Address,
+  type DialOptions,
+  dial,
+  formatAddress,
+  parseAddress,
+  tellFailures,
+} from '../../protocol/dial.ts'
 import { MessageType, type ReplyOf, type Request, Role } from '../../protocol/messages.ts'
 import { PalimpsestError, retryError, toPalimpsestError } from './errors.ts'
 import { type Channel, type Connect, LeaderScout, type Sighting, type Standing } from './leader-scout.ts'
@@ -132,6 +139,8 @@ export async function askLeader<R extends Request>(
   const dialer = new LeaderDialer(addresses, options)
   let failure: PalimpsestError | undefined
   let clueless = 0
+  /** Says more than that others cannot be reached. */
+  let answered: PalimpsestError | undefined
   let missed = 0
   const unreached = new Map<string, PalimpsestError>()
   for (let i = 0; i < addresses.length + REDIRECTS_MAX; i++) {
@@ -152,11 +161,12 @@ export async function askLeader<R extends Request>(
       if (reached === undefined) {
         if (wasHinted) continue
         unreached.set(failure.message, failure)
-        if (++missed >= addresses.length) throw noneReached([...unreached.values()])
+        if (++missed >= addresses.length) throw answered ?? noneReached([...unreached.values()])
         continue
       }
       // One that knows of no leader, because it is not in the cell yet or was cut off, or that went away in the midst, is no
       // reason not to ask the others.
+      answered = failure
       if (++clueless >= addresses.length) throw failure
     }
   }
@@ -168,8 +178,5 @@ function noneReached(failures: readonly PalimpsestError[]): PalimpsestError {
   const [first] = failures
   if (failures.length === 1) return first!
   const { kind } = failures.find(failure => failure.kind === 'retry') ?? first!
-  return new PalimpsestError(
-    kind,
-    `no safekeeper could be reached: ${failures.map(({ message }) => message).join('; ')}`,
-  )
+  return new PalimpsestError(kind, `no safekeeper could be reached: ${tellFailures(failures)}`)
 }

@@ -2,7 +2,7 @@ import { connect as connectSocket, createServer, type Server } from 'node:net'
 import t from 'tap'
 import { Connection } from '../../../protocol/connection.ts'
 import { crc32c } from '../../../protocol/crc32c.ts'
-import { dial, parseAddress, parseAddresses } from '../../../protocol/dial.ts'
+import { dial, parseAddress, parseAddresses, tellFailures } from '../../../protocol/dial.ts'
 import { PalimpsestError } from '../../../protocol/errors.ts'
 import { BULK_WAIT, FrameFlag, FrameReader, FrameWriter } from '../../../protocol/frame.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../../protocol/ids.ts'
@@ -559,4 +559,18 @@ t.test('peers that stop half-way are cut off', async t => {
   await new Promise(resolve => setTimeout(resolve, 350))
   await idle.request({ type: MessageType.Ping })
   idle.close()
+})
+
+t.test('what was wrong with several servers, once where it was the same', async t => {
+  const failures = [
+    'cannot connect to a:1: nobody listens there',
+    'cannot connect to b:2: nobody listens there',
+    'b:3 is a safekeeper, not a pageserver',
+    'cannot connect to c:4: no answer',
+    'cannot connect to a:1: nobody listens there',
+  ]
+  t.equal(
+    tellFailures(failures.map(text => new Error(text))),
+    'cannot connect to a:1, b:2: nobody listens there; cannot connect to c:4: no answer; b:3 is a safekeeper, not a pageserver',
+  )
 })
