@@ -59,7 +59,10 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
     return [
       `${nameOf(cell.nodeId)} is no member of the cell any more: stop it, and give --connect addresses of members`,
     ]
-  if (cell.leader === '')
+  // One that was asked and knows of none may stand alone with that: its lastError tells why.
+  const isLeaderless =
+    cell.leader === '' && nodes.every(({ status }) => status === undefined || status.leader === '')
+  if (isLeaderless)
     lines.push('the safekeepers have no leader: redo is not taken until a quorum of them is up')
   const down = nodes.filter(node => node.status === undefined).map(node => node.name)
   const recovering = nodes.filter(node => node.status?.role === 'recovering').map(node => node.name)
@@ -77,7 +80,7 @@ export function cellComplaints({ cell, nodes }: CellView): string[] {
   if (recovering.length > 0) {
     const what = `safekeeper ${recovering.join(', ')}: part of the log was damaged`
     // Who recovers has no vote, and whom it could recover from needs votes to become leader: nobody gets out of this alone.
-    if (left < quorum && down.length === 0 && cell.leader === '')
+    if (left < quorum && down.length === 0 && isLeaderless)
       lines.push(
         `${what} on so many that no quorum may vote, and they do not get it back by themselves: see "palimpsest member recover"`,
       )

@@ -62,6 +62,10 @@ t.test('what wants attention', async t => {
     role: 'recovering',
     leader: '',
   })
+  const leaderless = (node: { name: string; status: CellStatusReply }) => ({
+    ...node,
+    status: { ...node.status, leader: '' },
+  })
   const [n1, n2, n3] = nodes.map(({ name, status }) => ({ name, status: status! }))
   t.match(
     cellComplaints({ cell, nodes: [n1!, { name: 'b', status: recover(n2!.status) }, n3!] }),
@@ -71,7 +75,11 @@ t.test('what wants attention', async t => {
   t.match(
     cellComplaints({
       cell: { ...cell, leader: '' },
-      nodes: [n1!, { name: 'b', status: recover(n2!.status) }, { name: 'c', status: recover(n3!.status) }],
+      nodes: [
+        leaderless(n1!),
+        { name: 'b', status: recover(n2!.status) },
+        { name: 'c', status: recover(n3!.status) },
+      ],
     }),
     [/no leader/, /^safekeeper b, c: .* no quorum may vote.*member recover/],
     'too many that recover do not get out of it alone',
@@ -83,6 +91,18 @@ t.test('what wants attention', async t => {
     }),
     [/no answer from safekeeper c: no quorum is left/, /^safekeeper b: .* no vote until then/],
     'one that recovers does not count for the quorum',
+  )
+  t.match(
+    cellComplaints({
+      cell: { ...cell, leader: '' },
+      nodes: [leaderless(n1!), leaderless(n2!), leaderless(n3!)],
+    }),
+    [/no leader/],
+  )
+  t.same(
+    cellComplaints({ cell: { ...cell, leader: '' }, nodes: [leaderless(n1!), n2!, n3!] }),
+    [],
+    'the others have one: only the one that was asked does not hear it',
   )
   const removed = status('z', ['', '', ''])
   t.match(cellComplaints({ cell: removed, nodes }), [/^z is no member of the cell any more/])
