@@ -79,8 +79,11 @@ async function run(options: RecoverCommandOptions): Promise<void> {
     for (const one of survivors) tell(one)
     if (survivors.length > 1) console.log(`the newest log is in ${newest.dir}: take that one`)
     if (reach !== undefined) console.log(compared(reach, newest))
+    const isAlone = newest.others.length === 0 && !newest.unfinished
     console.log(
-      `nothing was changed. If the other members are lost for good:\n  palimpsest member recover --data ${newest.dir} --yes`,
+      isAlone
+        ? 'nothing is to be recovered: start it'
+        : `nothing was changed. If the other members are lost for good:\n  palimpsest member recover --data ${newest.dir} --yes`,
     )
     return
   }
@@ -156,6 +159,12 @@ function tell(survivor: Survivor): void {
       ? '  it is the only member'
       : `  other members: ${others.map(({ nodeId: id, address }) => `${nameOf(id)}${address === '' ? '' : ` (${address})`}`).join(', ')}`,
   ]
+  if (survivor.origin !== undefined) {
+    const { how, from, wallTimeUs } = survivor.origin
+    lines.push(
+      `  its cell was made of ${how === 'survivor' ? 'a survivor' : 'the backup'} of cell ${from}, ${formatTime(wallTimeUs)}`,
+    )
+  }
   if (part !== 'voter')
     lines.push(
       part === 'learner'
@@ -194,7 +203,7 @@ function tellDone(
 ): void {
   const name = nameOf(nodeId)
   console.log(
-    `${dir} is the only member of a new cell, ${cellId}, which has all up to entry ${last.index} and ${timelines} timelines. Next:\n` +
+    `${dir} is the only member of a new cell, ${cellId}, which has all up to entry ${last.index} (timelines: ${timelines}). Next:\n` +
       `  1. palimpsest safekeeper --id ${name} --data ${dir} --listen … as before\n` +
       '  2. empty the folders of the other members (keep copies), start them with --join HOST:PORT of this one, and add\n' +
       '     each: palimpsest member add NAME=HOST:PORT\n' +

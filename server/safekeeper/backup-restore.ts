@@ -9,8 +9,9 @@ import type { ObjectReader } from '../shared/object-store.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
 import { type BackupManifest, type BackupPack, backupEnd, loadManifest } from './backup-manifest.ts'
 import { BACKUP_NOTE } from './backup-note.ts'
+import { commandEntry, recoveredCommand } from './cell-recover.ts'
 import { CellState, decodeCommand } from './cell-state.ts'
-import type { LogIndex, NodeId, Term } from './core/types.ts'
+import type { EntryId, LogIndex, NodeId, Term } from './core/types.ts'
 import { CellLog } from './log/cell-log.ts'
 import { EMPTY_CRC, type LogEntry, NO_PAYLOAD } from './log/entry.ts'
 import type { PackEntry } from './log/pack-codec.ts'
@@ -158,9 +159,8 @@ async function restore(options: RestoreOptions): Promise<BackupManifest> {
   await CellLog.create({ disk, dir: logDir }, base.last)
   if (base.last.index > 0) await files.saveSnapshot(base.last.index, base.encode())
   await writeLog(options, manifest, logDir, progress)
-  const end = backupEnd(manifest)
   await files.createVote()
-  await files.saveVote({ term: end.term, votedFor: undefined })
+  await files.saveVote({ term: partingOf(manifest).term, votedFor: undefined })
   await files.saveNode(node)
   await files.close()
   return manifest
@@ -228,11 +228,19 @@ async function writeLog(
       await room(QUEUED_BYTES_MAX)
       progress(i + 1, manifest.packs.length)
     }
-    const end = backupEnd(manifest).index
-    while (log.flushed.index < end) await Promise.race([clock.sleep(WAIT_MS), failed])
+    const { index, term } = partingOf(manifest)
+    const parting = recoveredCommand('backup', options.cellId, options.newCellId, clock)
+    log.append([commandEntry(parting, index, term)])
+    while (log.flushed.index < index) await Promise.race([clock.sleep(WAIT_MS), failed])
   } finally {
     await log.close()
   }
+}
+
+/** The entry behind the backup's end. From it on the new cell has a history of its own: docs/consensus.md, "After a lost majority". */
+function partingOf(manifest: BackupManifest): EntryId {
+  const { index, term } = backupEnd(manifest)
+  return { index: (index + 1) as LogIndex, term: Math.max(term, 1) as Term }
 }
 
 /** What concerns the old cell's members and its own backup says nothing to the new one. */

@@ -8,7 +8,8 @@ import type { PeerNode } from '../../protocol/messages.ts'
 import { dryDisk } from '../shared/dry-disk.ts'
 import { corruptError, invalidError, PalimpsestError } from '../shared/errors.ts'
 import type { Disk } from '../shared/seams.ts'
-import { type CellOrigin, CellState, cellOrigin } from './cell-state.ts'
+import { BACKUP_NOTE, type BackupNote, backupNote } from './backup-note.ts'
+import { type CellOrigin, CellState, cellOrigin, decodeCommand } from './cell-state.ts'
 import type { EntryId, HardState, NodeId, Term } from './core/types.ts'
 import { CellLog } from './log/cell-log.ts'
 import { LogInspection } from './log/inspect.ts'
@@ -74,7 +75,8 @@ export async function lookAtSurvivor(disk: Disk, dir: string): Promise<Survivor>
     const snapshotIndex = found.isOfSnapshot ? state.last.index : 0
     // A log that was about to give way to a snapshot: what is beyond the snapshot is not of it.
     const last = state.last.index > inspection.last.index ? state.last : inspection.last
-    const knownCommitted = Math.min(Math.max(snapshotIndex, inspection.knownCommitted), last.index)
+    const inLog = Math.max(inspection.knownCommitted, await backedUp(inspection, state))
+    const knownCommitted = Math.min(Math.max(snapshotIndex, inLog), last.index)
     const committed = new Map<TimelineId, Lsn>()
     const note = () => {
       for (const { id, endLsn } of state.timelines.values()) committed.set(id, endLsn)
@@ -126,6 +128,17 @@ export async function lookAtSurvivor(disk: Disk, dir: string): Promise<Survivor>
   } finally {
     await inspection.close()
   }
+}
+
+/** How far the backup went by what the log tells: what is backed up is committed, whether or not the entry that tells it is. */
+async function backedUp(inspection: LogInspection, state: CellState): Promise<number> {
+  let done = backupNote(state)?.done ?? 0
+  for await (const { kind, payload } of inspection.read(state.last.index + 1)) {
+    const command = kind === 'command' ? decodeCommand(payload) : undefined
+    if (command?.do !== 'note' || command.key !== BACKUP_NOTE || command.value === null) continue
+    done = Math.max(done, (command.value as unknown as BackupNote).done)
+  }
+  return done
 }
 
 /** Who the folder's node is, which must be in a cell and have a log. */

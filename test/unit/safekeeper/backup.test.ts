@@ -4,7 +4,7 @@ import { crc32c } from '../../../protocol/crc32c.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../../protocol/ids.ts'
 import { backupNote } from '../../../server/safekeeper/backup-note.ts'
 import { loadBackup, restoreBackup, verifyBackup } from '../../../server/safekeeper/backup-restore.ts'
-import type { CellState } from '../../../server/safekeeper/cell-state.ts'
+import { type CellState, cellOrigin } from '../../../server/safekeeper/cell-state.ts'
 import type { Driver } from '../../../server/safekeeper/driver.ts'
 import type { CellLog } from '../../../server/safekeeper/log/cell-log.ts'
 import { packEntries, packSourceOf } from '../../../server/safekeeper/log/pack-reader.ts'
@@ -194,7 +194,9 @@ t.test('all that was backed up comes back: redo, epochs, names, deletions', asyn
   t.equal(backupNote(stateOf(restored)), undefined, "the old cell's backup is not this one's")
   const writer = new Writer(restored, IDS[0]!)
   await writer.open()
-  t.equal(writer.epoch, 3, 'epochs go on')
+  t.equal(writer.epoch, 1_000_003, 'epochs go on, beyond any that was given out after the backup')
+  t.same(restored.timelines.partings(IDS[0]!), [START + expected[0]!.length], 'who had more is to notice')
+  t.match(cellOrigin(stateOf(restored)), { how: 'backup', from: cellId, to: NEW_CELL })
   t.equal(writer.at, START + expected[0]!.length)
   await writer.append(500)
 })

@@ -252,6 +252,12 @@ t.test('a survivor is looked at, and nothing in its folder changes', async t => 
   )
   t.ok(survivor.holds({ index: 10 as LogIndex, term: 3 as Term }))
   t.notOk(survivor.holds({ index: 10 as LogIndex, term: 4 as Term }))
+  const early = await folder()
+  t.equal(
+    (await lookAtSurvivor(early.disk, DIR)).knownCommitted,
+    4,
+    'what the log says of the backup is known, too',
+  )
   t.same(disk.paths(), [...before.keys()])
   for (const [path, bytes] of before) t.ok(bytes.equals(disk.content(path)), path)
 })
