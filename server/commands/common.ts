@@ -204,9 +204,13 @@ export async function withConnection<T>(
     security: openClientSecurity(options),
     signal,
   })
+  // Whoever waits for an answer then waits no longer.
+  const hangUp = () => connection.close()
+  signal?.addEventListener('abort', hangUp, { once: true })
   try {
     return await use(connection)
   } finally {
+    signal?.removeEventListener('abort', hangUp)
     connection.close()
   }
 }

@@ -31,6 +31,7 @@ import {
   withConnection,
   withoutType,
 } from './common.ts'
+import { InterruptedError } from './interruption.ts'
 import { plainTable } from './table.ts'
 import { registerTimelineCreate } from './timeline-create.ts'
 
@@ -178,10 +179,16 @@ async function confirmDeletion(summary: TimelineSummary): Promise<void> {
   if (!process.stdin.isTTY)
     throw new UsageError(`add --yes to delete timeline ${summary.name}: nobody can be asked here`)
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
-  const answer = await terminal.question(
-    `This deletes every version of every page of ${summary.name}, and cannot be undone. Type its name to go on: `,
-  )
-  terminal.close()
+  const { promise, resolve, reject } = Promise.withResolvers<string>()
+  // The terminal's Ctrl-C comes here as long as it asks; Ctrl-D closes it.
+  terminal.once('SIGINT', () => reject(new InterruptedError('SIGINT', 'nothing was deleted')))
+  terminal.once('close', () => resolve(''))
+  const question = `This deletes every version of every page of ${summary.name}, and cannot be undone. Type its name to go on: `
+  terminal.question(question).then(resolve, reject)
+  const answer = await promise.finally(() => {
+    terminal.close()
+    process.stderr.write('\n')
+  })
   if (answer.trim() !== summary.name) throw new UsageError('nothing was deleted: the name was not the same')
 }
 

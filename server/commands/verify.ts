@@ -41,9 +41,9 @@ compared uncompressed. The last line is "compared N pages, M differ"; the exit c
       const left = () =>
         `${differ === 0 ? 'no difference was' : `${differ} differences were`} found until then, and the rest was not compared; run the same command again`
       const result = await interruptible(left, signal =>
-        orAborted(
-          signal,
-          withTimeline(options, signal, ({ pageServer, status, progress }) =>
+        withTimeline(options, signal, ({ pageServer, status, progress }) =>
+          orAborted(
+            signal,
             verifyDatadir({
               pageServer,
               status,
