@@ -2,6 +2,7 @@
 import { type Codec, checkPeerName, orEmpty } from './codec.ts'
 import { checkTimelineName, type Lsn, type TimelineId, type WriterEpoch } from './ids.ts'
 import { MessageType } from './message-types.ts'
+import { checkCellId } from './messages-peer.ts'
 
 /**
  * Makes a timeline's log that begins at `startLsn`. The same request again is answered Ok. → Ok
@@ -349,10 +350,17 @@ export const WalPartingsCodec: Codec<WalPartings> = {
   decode: r => ({ type: MessageType.WalPartings, timeline: r.timeline() }),
 }
 
-/** `u32 n | n × u64 lsn`, the oldest first: whoever had more than that when it happened has another history. Grows at its end only. */
+/** Whoever had more than `lsn` when the cell of that id was made has another history than that cell. */
+export interface WalParting {
+  readonly lsn: Lsn
+  /** 32 hexadecimal digits. */
+  readonly cellId: string
+}
+
+/** `u32 n | n × {u64 lsn | string cellId}`, the oldest first. Grows at its end only. */
 export interface WalPartingsReply {
   readonly type: typeof MessageType.WalPartingsReply
-  readonly lsns: readonly Lsn[]
+  readonly partings: readonly WalParting[]
 }
 
 export const WalPartingsReplyCodec: Codec<WalPartingsReply> = {
@@ -360,11 +368,17 @@ export const WalPartingsReplyCodec: Codec<WalPartingsReply> = {
   name: 'WalPartingsReply',
   bulk: 'none',
   encode(w, m) {
-    w.u32(m.lsns.length)
-    for (const lsn of m.lsns) w.u64(lsn)
+    w.u32(m.partings.length)
+    for (const { lsn, cellId } of m.partings) {
+      w.u64(lsn)
+      w.string(cellId)
+    }
   },
   decode: r => ({
     type: MessageType.WalPartingsReply,
-    lsns: Array.from({ length: r.count('lsns', 8) }, () => r.lsn('lsn')),
+    partings: Array.from({ length: r.count('partings', 10) }, () => {
+      const lsn = r.lsn('lsn')
+      return { lsn, cellId: r.checked('cellId', checkCellId) }
+    }),
   }),
 }

@@ -88,10 +88,13 @@ const manifestSchema = z.object({
     .nullable()
     .default(null),
   /**
-   * How many partings of the safekeepers' log (docs/consensus.md, "After a lost majority") are known to lie at or above what was taken in
-   * then. null: it was never asked, nor anything taken in.
+   * Cells that the safekeepers' was made of, one after the other (docs/consensus.md, "After a lost majority"), each when no more had been taken in
+   * here than it had. null: it was never asked, nor anything taken in.
    */
-  partings: count.nullable().default(0),
+  partings: z
+    .array(z.string().regex(/^[0-9a-f]{32}$/))
+    .nullable()
+    .default([]),
   /** LSNs that cannot be read (core/gaps.ts). */
   gaps: z.array(
     z

@@ -18,6 +18,7 @@ import { join } from 'node:path'
 import type { SpaceEvent } from '../../parser/space-events.ts'
 import { LSN_MAX, type Lsn, type TimelineId } from '../../protocol/ids.ts'
 import type { TimelineState } from '../../protocol/messages-timeline.ts'
+import type { WalParting } from '../../protocol/messages-wal.ts'
 import {
   corruptError,
   fencedError,
@@ -323,14 +324,20 @@ export class Timeline implements ReadableTimeline {
    * The cell of the safekeepers was made again of what was left of it, and the log had ended at these LSNs. If more than that arrived here before, the log
    * may say something else of it now: no more is taken in, and what is in memory only is given up.
    */
-  async logParted(partings: readonly Lsn[]): Promise<void> {
+  async logParted(partings: readonly WalParting[]): Promise<void> {
     const { partings: known, durableLsn, name } = this.manifest.current
-    // A member that has yet to catch up knows of fewer; it ends what is read there when it hears of more.
-    if (known !== null && partings.length <= known) return
-    const parted =
-      known === null ? undefined : partings.slice(known).find(lsn => lsn < this.ingest.arrivedLsn)
+    const told = partings.map(({ cellId }) => cellId)
+    for (const [i, cellId] of (known ?? []).entries())
+      if (told[i] !== cellId)
+        throw retryError(
+          `timeline ${name} follows the cell ${cellId} that was made of what was left of another; this safekeeper has not heard of that yet, or is ` +
+            `of ${told[i] === undefined ? 'the old one' : `another one, ${told[i]}`}: nothing is read from it`,
+        )
+    if (known?.length === told.length) return
+    const news = known === null ? [] : partings.slice(known.length)
+    const parted = news.find(({ lsn }) => lsn < this.ingest.arrivedLsn)?.lsn
     if (parted === undefined) {
-      await this.manifest.update(current => ({ ...current, partings: partings.length }))
+      await this.manifest.update(current => ({ ...current, partings: told }))
       return
     }
     const what =

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Connection } from '../../protocol/connection.ts'
 import { BULK_WAIT } from '../../protocol/frame.ts'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { MessageType, type WalRead, type WalTrim } from '../../protocol/messages.ts'
+import { MessageType, type WalParting, type WalRead, type WalTrim } from '../../protocol/messages.ts'
 import { PalimpsestError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { SafekeeperWatch } from '../shared/safekeeper-watch.ts'
@@ -27,8 +27,11 @@ export interface FollowedTimeline {
   committedLsn: Lsn
   /** The safekeeper's log jumps: from the end of what arrived to `toLsn`. Resolves when it is taken care of. */
   logGap(fromLsn: Lsn, toLsn: Lsn, wallTimeUs: number): Promise<void>
-  /** Where the log ended whenever its cell was made again. Stops the timeline if what arrived goes beyond one that is new. */
-  logParted(partings: readonly Lsn[]): Promise<void>
+  /**
+   * Where the log ended whenever its cell was made again. Stops the timeline if what arrived goes beyond one that is new.
+   * Throws retry if the safekeeper that says so has not heard of all, or is of another cell.
+   */
+  logParted(partings: readonly WalParting[]): Promise<void>
   /** For the status: what keeps the follower from following; empty when nothing does. */
   followerState(problem: string): void
 }
@@ -115,10 +118,10 @@ export class WalFollower {
     }
   }
 
-  async #partings(connection: Connection): Promise<readonly Lsn[]> {
+  async #partings(connection: Connection): Promise<readonly WalParting[]> {
     try {
       const timeline = this.#timeline.id
-      return (await connection.request({ type: MessageType.WalPartings, timeline })).message.lsns
+      return (await connection.request({ type: MessageType.WalPartings, timeline })).message.partings
     } catch (error) {
       // A safekeeper of before this message refuses it, and its cell was never made again.
       if (error instanceof PalimpsestError && error.kind === 'invalid') return []

@@ -8,6 +8,7 @@
 import { z } from 'zod'
 import type { ErrorKind } from '../../protocol/errors.ts'
 import { checkTimelineName, type Lsn, type TimelineId, type WriterEpoch } from '../../protocol/ids.ts'
+import type { WalParting } from '../../protocol/messages.ts'
 import { corruptError } from '../shared/errors.ts'
 import type { EntryId, LogIndex, Membership, NodeId, Term } from './core/types.ts'
 
@@ -19,7 +20,6 @@ const NOTES_MAX = 10_000
 const NO_TIMELINE = '0'.repeat(32)
 /** Writers that entries let in which were lost have an epoch below those that are given out after a recovery. */
 export const RECOVERY_EPOCHS = 1_000_000
-const PARTINGS_MAX = 1000
 
 const lsn = z
   .int()
@@ -104,7 +104,7 @@ const timelineSchema = z.object({
   lastWallTimeUs: z.number(),
   consumers: consumersSchema,
   pins: consumersSchema,
-  partings: z.array(lsn).max(PARTINGS_MAX).default([]),
+  partings: z.array(z.object({ lsn, cellId: z.string().regex(/^[0-9a-f]{32}$/) })).default([]),
 })
 const snapshotSchema = z.object({
   version: z.literal(1),
@@ -133,8 +133,8 @@ export interface TimelineState {
   /** Below which each needs nothing. */
   readonly consumers: Map<string, Lsn>
   readonly pins: Map<string, Lsn>
-  /** Where the log ended at each recovery of the cell, the oldest first: who had more than that then, has another history. */
-  readonly partings: Lsn[]
+  /** Where the log ended each time a cell was made of another: who had more than that then, has another history. The oldest first. */
+  readonly partings: WalParting[]
   /** Ids of those that branched off here. Follows from their `ancestor`. */
   readonly branches: Set<TimelineId>
 }
@@ -427,7 +427,7 @@ export class CellState {
         for (const timeline of this.timelines.values()) {
           timeline.epoch = (timeline.epoch + RECOVERY_EPOCHS) as WriterEpoch
           timeline.writer = RECOVERY_WRITERS[command.how]
-          if (timeline.partings.push(timeline.endLsn) > PARTINGS_MAX) timeline.partings.shift()
+          timeline.partings.push({ lsn: timeline.endLsn, cellId: command.to })
         }
         this.notes.set(ORIGIN_NOTE, origin)
         return OK

@@ -10,6 +10,7 @@ import type { Lsn, TimelineId, WriterEpoch } from '../../protocol/ids.ts'
 import {
   MessageType,
   type WalListItem,
+  type WalParting,
   type WalShowReply,
   type WalStateReply,
 } from '../../protocol/messages.ts'
@@ -408,7 +409,7 @@ export class CellTimelines {
   }
 
   /** Where the log ended whenever the cell was made again, as far as this node has heard; see `TimelineState`. */
-  partings(id: TimelineId): readonly Lsn[] {
+  partings(id: TimelineId): readonly WalParting[] {
     return this.get(id).partings
   }
 

@@ -63,10 +63,10 @@ export function logService(node: CellNode): Service {
     },
     [MessageType.WalPartings]: async ({ message: { timeline } }, ctx) => {
       await node.leading?.sure(timeline)
-      const lsns = [...node.timelines.partings(timeline)]
+      const partings = [...node.timelines.partings(timeline)]
       const ofConnection = told.get(ctx.connection) ?? new Map<TimelineId, number>()
-      told.set(ctx.connection, ofConnection.set(timeline, lsns.length))
-      ctx.reply({ type: MessageType.WalPartingsReply, lsns })
+      told.set(ctx.connection, ofConnection.set(timeline, partings.length))
+      ctx.reply({ type: MessageType.WalPartingsReply, partings })
     },
     [MessageType.WalTrim]: lead(async (timelines, { message }, ctx) => {
       const beginLsn = await timelines.trim(message.timeline, message.consumer, message.durableLsn)

@@ -126,7 +126,7 @@ t.test('a survivor becomes a cell of its own, and grows again', { timeout: 240_0
   for (const { listener } of cell.nodes.values()) {
     const connection = await Connection.connect(listener)
     const { message } = await connection.request({ type: MessageType.WalPartings, timeline: ID })
-    t.same(message.lsns, [kept], 'each tells page servers where the log parted')
+    t.same(message.partings, [{ lsn: kept, cellId }], 'each tells page servers where the log parted')
     connection.close()
   }
 

@@ -1,5 +1,6 @@
 /** The safekeepers lost redo that the page server had taken in: it says so, and never goes on in another history. */
 import t from 'tap'
+import type { Lsn } from '../../protocol/ids.ts'
 import {
   chunksOf,
   type GoldenLog,
@@ -28,6 +29,14 @@ async function started(t: { teardown(run: () => unknown): void }): Promise<Rig> 
   await rig.create(log.begin, log.pageSize)
   await rig.import(goldenReplay('16k'), log.begin)
   return rig
+}
+
+async function heard(rig: Rig, problem: RegExp): Promise<void> {
+  for (let i = 0; i < 3000; i++) {
+    if (problem.test((await rig.show()).lastError)) return
+    await new Promise(resolve => setTimeout(resolve, 10))
+  }
+  throw new Error(`not within 30 s: ${problem}`)
 }
 
 async function stopped(rig: Rig): Promise<string> {
@@ -92,7 +101,23 @@ t.test('one that was not ahead goes on as if nothing had been', async t => {
   feed(rig, log.begin, half.lsn)
   await rig.waitFor(half.lsn)
   t.equal(rig.wal.part(TIMELINE, half.lsn), half.lsn)
-  feed(rig, half.lsn, log.end)
+  const more = at(0.6)
+  feed(rig, half.lsn, more.lsn)
+  await rig.waitFor(more.lsn)
+
+  // A member of the old cell that came back, or one of another cell that was made of it.
+  for (const [tells, text] of [
+    [[], /not heard of that yet, or is of the old one/],
+    [[{ lsn: half.lsn as Lsn, cellId: '2'.repeat(32) }], /is of another one, 2222/],
+  ] as const) {
+    rig.wal.tells = tells
+    rig.wal.cut()
+    await heard(rig, text)
+  }
+  feed(rig, more.lsn, log.end)
+  await new Promise(resolve => setTimeout(resolve, 500))
+  t.equal((await rig.show()).summary.ingestedLsn, more.lsn, 'nothing is read from it')
+  rig.wal.tells = undefined
   await rig.waitFor(log.end)
   await rig.checkpoint()
   await rig.stop()

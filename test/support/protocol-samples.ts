@@ -415,7 +415,13 @@ export const SAMPLES: readonly Sample[] = [
   {
     name: 'WalPartingsReply',
     flags: reply,
-    message: { type: M.WalPartingsReply, lsns: [lsn(20_000), lsn(5_000_000_000)] },
+    message: {
+      type: M.WalPartingsReply,
+      partings: [
+        { lsn: lsn(20_000), cellId },
+        { lsn: lsn(5_000_000_000), cellId: 'fedcba9876543210'.repeat(2) },
+      ],
+    },
   },
   { name: 'PeerHello', message: { type: M.PeerHello, cellId: '', node: nodeA } },
   {

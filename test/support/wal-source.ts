@@ -3,7 +3,7 @@
  * and can cut its readers off.
  */
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { MessageType, Role, type WalRead } from '../../protocol/messages.ts'
+import { MessageType, Role, type WalParting, type WalRead } from '../../protocol/messages.ts'
 import type { Handlers, RequestContext, Service } from '../../server/shared/listener.ts'
 
 interface Chunk {
@@ -18,7 +18,7 @@ class Log {
   readonly chunks: Chunk[] = []
   end: number
   trimmed = 0
-  readonly partings: number[] = []
+  readonly partings: WalParting[] = []
   wake: () => void = () => {}
   changed: Promise<void>
 
@@ -44,6 +44,8 @@ export class WalSource implements Service {
   readonly handlers: Handlers
   /** Readers under way; `cut` ends them. */
   readonly readers = new Set<RequestContext>()
+  /** Instead of the partings that there were. */
+  tells: readonly WalParting[] | undefined
   readonly #logs = new Map<TimelineId, Log>()
 
   constructor() {
@@ -52,7 +54,7 @@ export class WalSource implements Service {
       [MessageType.WalPartings]: ({ message }, ctx) =>
         ctx.reply({
           type: MessageType.WalPartingsReply,
-          lsns: (this.#logs.get(message.timeline)?.partings ?? []) as Lsn[],
+          partings: [...(this.tells ?? this.#logs.get(message.timeline)?.partings ?? [])],
         }),
       [MessageType.WalTrim]: ({ message }, ctx) => {
         const log = this.#logs.get(message.timeline)
@@ -78,10 +80,10 @@ export class WalSource implements Service {
   }
 
   /** The log is made again of what is left of it, up to the last chunk that ends at or below `lsn`. Gives its end. */
-  part(timeline: TimelineId, lsn: number): number {
+  part(timeline: TimelineId, lsn: number, cell = '1'): number {
     const log = this.#logs.get(timeline)!
     while (log.end > lsn) log.end = log.chunks.pop()!.begin
-    log.partings.push(log.end)
+    log.partings.push({ lsn: log.end as Lsn, cellId: cell.repeat(32) })
     this.cut()
     return log.end
   }

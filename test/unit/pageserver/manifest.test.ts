@@ -304,7 +304,7 @@ t.test('what is no manifest of ours is refused, with the field at fault', async 
     generation: 1,
     durableLsn: 100 as Lsn,
     stopped: null,
-    partings: 0,
+    partings: [],
     ancestors: [],
     gaps: [],
     layers: [],

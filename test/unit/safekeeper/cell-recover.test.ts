@@ -209,7 +209,7 @@ async function checkRecovered(t: Test, disk: Disk, endLsn: number, parted = 1): 
     t.match(cellOrigin(state), { how: 'survivor', from: OLD_CELL, to: NEW_CELL })
     t.same([...state.nodes.keys()], [SELF])
     const { partings } = state.timelines.get(ID)!
-    t.ok(partings.length >= parted && partings.every(lsn => lsn === endLsn), 'where it parted')
+    t.ok(partings.length >= parted && partings.every(({ lsn }) => lsn === endLsn), 'where it parted')
     const payload = lsnBytes(endLsn, 100)
     const append = (epoch: number) =>
       node.timelines.append(ID, epoch as WriterEpoch, endLsn as Lsn, 1, payload, crc32c(payload, 0, 100))

@@ -243,7 +243,7 @@ t.test(
       )
     await append(opened.epoch, START)
     const partings = async (of: Connection) =>
-      (await of.request({ type: MessageType.WalPartings, timeline: ID })).message.lsns
+      (await of.request({ type: MessageType.WalPartings, timeline: ID })).message.partings
     const follow = async (of: Connection, enough: number): Promise<unknown> => {
       let seen = 0
       try {
@@ -279,7 +279,7 @@ t.test(
     t.match(await careful, { kind: 'retry', message: /made again/, seen: 1 })
     t.equal(await careless, 2)
     const again = await open()
-    t.same(await partings(again), [START + 100])
+    t.same(await partings(again), [{ lsn: START + 100, cellId: '2'.repeat(32) }])
     t.equal(await follow(again, 2), 2)
   },
 )
