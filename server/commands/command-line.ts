@@ -13,9 +13,9 @@ const HELP_COLUMNS_DEFAULT = 80
 
 /** Headings of help under which options stand that many commands have. */
 export const HelpGroup = {
-  SERVERS: 'To reach servers:',
   SECURITY: 'Encryption and access:',
   MONITORING: 'Monitoring:',
+  S3: 'S3:',
 } as const
 
 /** A command of this command line; its subcommands are such, too. */

@@ -21,7 +21,7 @@ export const JSON_HELP = 'machine-readable output'
 /** --timeline of commands that read. */
 export const TIMELINE_READ_HELP = 'timeline to read, by name or id'
 /** And of those that write. */
-export const TIMELINE_WRITE_HELP = 'timeline to write to, by name or id; a name that there is not makes one'
+export const TIMELINE_WRITE_HELP = 'timeline to write to, by name or id; a new name makes one'
 
 /** Option parsers; they turn a bad value into wrong usage. */
 export const addressArgument = orWrongUsage(parseAddress)

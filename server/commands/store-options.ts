@@ -5,6 +5,7 @@ import { PalimpsestError } from '../shared/errors.ts'
 import type { ObjectReader, ObjectStore } from '../shared/object-store.ts'
 import { openObjectReader, openObjectStore } from '../shared/object-store-open.ts'
 import { S3_CHECKSUMS, type S3Checksums, type S3Options } from '../shared/s3-requests.ts'
+import { HelpGroup } from './command-line.ts'
 import { UsageError } from './common.ts'
 
 export interface S3CommandOptions {
@@ -31,17 +32,20 @@ export function addStoreOptions(command: Command): Command {
 
 /** The same for any store. */
 export function addS3Options(command: Command): Command {
+  const option = (flags: string, text: string) => command.createOption(flags, text).helpGroup(HelpGroup.S3)
   return command
-    .option('--s3-endpoint <URL>', "an S3 service that is not Amazon's, such as http://127.0.0.1:7480")
-    .option('--s3-region <REGION>', 'region of the bucket (default: what the environment says)')
-    .option('--s3-path-style', 'put the bucket into the path, not into the host name', false)
     .addOption(
-      command
-        .createOption(
-          '--s3-checksums <KIND>',
-          'how uploads are guarded (default: aws, or md5 with an endpoint of your own, which every service knows)',
-        )
-        .choices(S3_CHECKSUMS),
+      option('--s3-endpoint <URL>', "an S3 service that is not Amazon's, such as http://127.0.0.1:7480"),
+    )
+    .addOption(option('--s3-region <REGION>', 'region of the bucket (default: what the environment says)'))
+    .addOption(
+      option('--s3-path-style', 'put the bucket into the path, not into the host name').default(false),
+    )
+    .addOption(
+      option(
+        '--s3-checksums <KIND>',
+        'how uploads are guarded (default: aws, or md5 with an endpoint of your own, which every service knows)',
+      ).choices(S3_CHECKSUMS),
     )
 }
 
