@@ -12,10 +12,16 @@
  *
  * A page that was freed keeps the bytes it had: that is how it stands in InnoDB's buffer pool, and whoever looks for
  * what was deleted wants just these.
+ *
+ * What leads to a FREE_PAGE need not fit, though. InnoDB does not write a page out that is free again, and its checkpoint goes
+ * on without it; an import that begins at such a checkpoint finds blanks or an older version in the file, and in the redo only
+ * the end of the page's life. Recovery drops what comes before a FREE_PAGE (log0recv.cc: page_recv_t::will_not_read), so nobody
+ * may miss it here either: the page is blank then.
  */
 
 import { ApplyResult, PageApplier } from '../../parser/apply-page.ts'
 import { EntryFlag } from '../../parser/chunk-index.ts'
+import { CorruptPageError } from '../../parser/corrupt-page-error.ts'
 import { pageLsn, stampChecksum } from '../../parser/page-format.ts'
 import { parseSpaceFlags } from '../../parser/space-flags.ts'
 import { crc32c } from '../../protocol/crc32c.ts'
@@ -67,6 +73,10 @@ export class Reconstructor {
   readonly #buffer = new Uint8Array(65536)
 
   // State of the page under construction.
+  /** Blanks the page and begins anew. */
+  #blank: () => void = () => {}
+  /** A record did not fit: an error, unless the page was freed later. */
+  #misfit: CorruptPageError | undefined
   #from: Lsn = LSN_ZERO
   #freed = false
   #awaitInit = false
@@ -95,6 +105,7 @@ export class Reconstructor {
     const { space, page: pageNo, runs } = request
     this.#from = request.trimLsn
     this.#freed = false
+    this.#misfit = undefined
     this.#entries = 0
     this.#entryBytes = 0
     try {
@@ -137,10 +148,16 @@ export class Reconstructor {
       } else {
         page.fill(0)
       }
-      this.#applier.begin(page, format, space, pageNo)
+      const begin = (): void => this.#applier.begin(page, format, space, pageNo)
+      this.#blank = () => {
+        page.fill(0)
+        begin()
+      }
+      begin()
       // The INIT_PAGE entry itself is to be applied, and nothing before it, not even of the same mini-transaction.
       this.#awaitInit = init !== LSN_ZERO
       this.#applyAll(runs, deltas, init === LSN_ZERO ? floor : ((init - 1) as Lsn), lsn)
+      if (this.#misfit !== undefined) throw this.#misfit
       this.#applier.end()
       stampChecksum(page, format)
       target.set(page)
@@ -210,7 +227,19 @@ export class Reconstructor {
       if ((flags & EntryFlag.INIT_PAGE) === 0) return
       this.#awaitInit = false
     }
-    const result = this.#applier.apply(buf, start, end, at)
+    if (this.#misfit !== undefined) {
+      if ((flags & EntryFlag.FREE_PAGE) === 0) return
+      this.#misfit = undefined
+      this.#blank()
+    }
+    let result: ApplyResult
+    try {
+      result = this.#applier.apply(buf, start, end, at)
+    } catch (error) {
+      if (!(error instanceof CorruptPageError)) throw error
+      this.#misfit = error
+      return
+    }
     this.#entries++
     this.#entryBytes += end - start
     if (at > this.#from) this.#from = at
