@@ -44,7 +44,9 @@ Example:
     .action(async (options: InspectOptions) => {
       const dir = join(options.data, 'log')
       if (!(await nodeDisk.exists(join(dir, 'state'))))
-        throw invalidError(`there is no safekeeper's log in ${options.data} (no ${join(dir, 'state')})`)
+        throw invalidError(
+          `there is no safekeeper's log in ${options.data} (no ${join(dir, 'state')})${await hintOfDev(options.data)}`,
+        )
       const owner = directoryOwner(options.data)
       if (owner !== undefined)
         throw invalidError(
@@ -73,6 +75,13 @@ function timelineArgument(text: string): TimelineId {
   } catch (error) {
     throw new InvalidArgumentError((error as Error).message)
   }
+}
+
+/** `palimpsest dev` has several safekeepers in its folder. */
+async function hintOfDev(data: string): Promise<string> {
+  const folder = join(data, 'safekeepers')
+  if (!(await nodeDisk.exists(folder))) return ''
+  return `; those of "palimpsest dev" are in ${folder}: give one of them, such as ${join(folder, 'sk1')}`
 }
 
 function printEntry(entry: EntryReport, json: boolean): void {

@@ -4,7 +4,7 @@ import { recordName } from '../../parser/apply-page.ts'
 import type { Connection } from '../../protocol/connection.ts'
 import { LSN_ZERO, type Lsn } from '../../protocol/ids.ts'
 import { type HistoryEntry, MessageType, Role } from '../../protocol/messages.ts'
-import { integerArgument, lsnArgument, withConnection } from './common.ts'
+import { integerArgument, lsnArgument, UsageError, withConnection } from './common.ts'
 import { addPageOptions, findSpace, type PageOptions } from './page-common.ts'
 import { plainTable } from './table.ts'
 
@@ -32,6 +32,8 @@ Example:
   palimpsest page history --timeline prod --space test/t1 --page 3 --limit 20`,
     )
     .action(async (options: Options) => {
+      if (options.to !== undefined && options.from >= options.to)
+        throw new UsageError(`--from ${options.from} is not before --to ${options.to}`)
       const { entries, complete, name, space } = await withConnection(options, Role.PAGESERVER, connection =>
         pageHistory(connection, options),
       )

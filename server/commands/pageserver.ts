@@ -1,8 +1,9 @@
 /** `palimpsest pageserver`: follows a safekeeper, keeps every version of every page, serves them. */
 import { availableParallelism } from 'node:os'
-import { type Command, Option } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { Address } from '../../protocol/dial.ts'
 import { startPageServer } from '../pageserver/index.ts'
+import { MEMORY_BYTES_MIN } from '../pageserver/memory-plan.ts'
 import { addressesArgument, integerArgument, sizeArgument } from './common.ts'
 import { addServeOptions, type ServeOptions, serve } from './serve.ts'
 import { addStoreOptions, openStore, type StoreOptions } from './store-options.ts'
@@ -14,11 +15,20 @@ export interface PageServerOptions {
   retryStopped: boolean
 }
 
+function memoryArgument(text: string): number {
+  const bytes = sizeArgument(text)
+  if (bytes < MEMORY_BYTES_MIN)
+    throw new InvalidArgumentError(
+      `"${text}" is less than a page server needs, ${MEMORY_BYTES_MIN / 2 ** 20}M.`,
+    )
+  return bytes
+}
+
 export function addPageServerOptions(command: Command): Command {
   return addStoreOptions(command)
     .addOption(
       new Option('--memory <SIZE>', 'memory for redo, pages and indexes')
-        .argParser(sizeArgument)
+        .argParser(memoryArgument)
         .default(2 ** 30, '1G'),
     )
     .addOption(
