@@ -1,9 +1,11 @@
 /** `palimpsest keys`: a development CA, certificates of nodes, tokens and API keys (docs/security.md). */
+import { X509Certificate } from 'node:crypto'
 import { appendFile, chmod, readFile, stat } from 'node:fs/promises'
 import { isIP } from 'node:net'
 import { join } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
-import { PRIVATE, PUBLIC, writeNew } from '../keys/key-files.ts'
+import type { CertificatePair } from '../keys/certificates.ts'
+import { existsAlready, PRIVATE, PUBLIC, writeNew } from '../keys/key-files.ts'
 import { ApiKeys, apiKeyLine, makeApiKey } from '../shared/api-keys.ts'
 import { readPublic, readSecret } from '../shared/credential-files.ts'
 import { CREDENTIAL_NAME, parseScopes } from '../shared/scopes.ts'
@@ -53,9 +55,13 @@ Example: TLS and two tokens for one machine
     const { makeCa } = await import('../keys/certificates.ts')
     const pair = await makeCa(options.name, days)
     const files = { key: join(options.out, 'ca.key'), cert: join(options.out, 'ca.pem') }
-    await writeNew(files.key, pair.key, PRIVATE)
-    await writeNew(files.cert, pair.cert, PUBLIC)
-    report(options.json, files, `${files.cert} (give it to everybody) and ${files.key} (keep it to yourself)`)
+    await writeNewPair(files, pair)
+    const expires = expiryOf(pair)
+    report(
+      options.json,
+      { ...files, expires },
+      `${files.cert} (give it to everybody) and ${files.key} (keep it to yourself)`,
+    )
   })
 
   jsonOption(
@@ -115,12 +121,12 @@ Example: TLS and two tokens for one machine
       const hosts = options.host ?? old?.hosts ?? LOCAL_HOSTS
       const nodes = options.node ?? old?.nodes ?? (NODE_NAME.test(name) ? [name] : [])
       const pair = await makeNodeCertificate(ca, name, hosts, days, nodes)
-      await writeNew(files.key, pair.key, PRIVATE, options.renew)
-      await writeNew(files.cert, pair.cert, PUBLIC, options.renew)
+      await writeNewPair(files, pair, options.renew)
+      const expires = expiryOf(pair)
       report(
         options.json,
-        { ...files, hosts, nodes },
-        `${files.cert} and ${files.key}, for ${hosts.join(', ')}`,
+        { ...files, hosts, nodes, expires },
+        `${files.cert} and ${files.key}, for ${hosts.join(', ')}, valid until ${expires}`,
       )
     },
   )
@@ -262,6 +268,23 @@ async function handOut(
     const until = about.expires === undefined ? '' : `, valid until ${about.expires}`
     console.log(`${options.out} for ${about.name}: ${about.scopes.join(' ')}${until}`)
   }
+}
+
+/** Both or none: a key beside another one's certificate would be of no use, and hide what is wrong. */
+async function writeNewPair(
+  files: { readonly key: string; readonly cert: string },
+  pair: CertificatePair,
+  renew = false,
+): Promise<void> {
+  if (!renew)
+    for (const file of [files.key, files.cert])
+      if ((await stat(file).catch(() => undefined)) !== undefined) throw existsAlready(file)
+  await writeNew(files.key, pair.key, PRIVATE, renew)
+  await writeNew(files.cert, pair.cert, PUBLIC, renew)
+}
+
+function expiryOf({ cert }: CertificatePair): string {
+  return new X509Certificate(cert).validToDate.toISOString()
 }
 
 function report(json: boolean, files: Record<string, unknown>, line: string): void {

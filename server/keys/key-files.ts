@@ -3,10 +3,14 @@ import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, link, mkdir, open, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { invalidError } from '../shared/errors.ts'
+import { invalidError, type PalimpsestError } from '../shared/errors.ts'
 
 export const PRIVATE = 0o600
 export const PUBLIC = 0o644
+
+export function existsAlready(file: string): PalimpsestError {
+  return invalidError(`${file} exists already; it is not overwritten. Move it away, or choose another name`)
+}
 
 /**
  * Writes a file under a temporary name and gives it its own. @throws PalimpsestError of kind invalid if it is there
@@ -27,10 +31,7 @@ export async function writeNew(file: string, text: string, mode: number, replace
     if (replace) await rename(temporary, file)
     else await link(temporary, file)
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST')
-      throw invalidError(
-        `${file} exists already; it is not overwritten. Move it away, or choose another name`,
-      )
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') throw existsAlready(file)
     throw error
   } finally {
     await handle?.close()

@@ -34,6 +34,11 @@ t.test('wrong usage is one line, and ends with 2', async t => {
       ['export', '--timeline', 'x', '--out', 'y', '--lsn', '1', '--time', '2026-01-01'],
       /^palimpsest: give --lsn or --time, not both\n$/,
     ],
+    [['dev', '--memory', '1M'], /"1M" is less than a page server needs, 256M\.\n$/],
+    [
+      ['page', 'history', '--timeline', 'x', '--space', '0', '--page', '0', '--from', '9', '--to', '9'],
+      /^palimpsest: --from 9 is not before --to 9\n$/,
+    ],
     [['timeline', 'create', 'x', '--lsn', '12'], /no log of InnoDB begins before LSN 8192\.\n$/],
     [
       ['ping', '--tls-cert', 'x'],

@@ -44,6 +44,10 @@ t.test('a CA and certificates of nodes', async t => {
   t.same(nodesOf(new X509Certificate(text('keys/all.pem'))), ['localhost', 'a', 'b', 'all'])
   t.equal(Math.round((node.validToDate.getTime() - Date.now()) / 86_400_000), 3)
 
+  rmSync(path('keys/sk1.key'))
+  t.match(await run('node', 'sk1', '--ca', path('keys')), { code: 1, stderr: /sk1\.pem exists already/ })
+  t.throws(() => text('keys/sk1.key'), { code: 'ENOENT' } as unknown as Error, 'both or none')
+  await ok('node', 'sk1', '--ca', path('keys'), '--renew')
   const before = text('keys/sk1.pem')
   const again = await run('node', 'sk1', '--ca', path('keys'))
   t.equal(again.code, 1)
