@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Command } from 'commander'
 import { type BackupManifest, backupEnd } from '../safekeeper/backup-manifest.ts'
-import { loadBackup } from '../safekeeper/backup-restore.ts'
+import { loadBackup } from '../safekeeper/backup-reader.ts'
 import { type Recovered, recoverCell } from '../safekeeper/cell-recover.ts'
 import { nameOf } from '../safekeeper/node-files.ts'
 import { lookAtSurvivor, newestOf, type Survivor } from '../safekeeper/survivor.ts'

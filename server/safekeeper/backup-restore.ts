@@ -2,20 +2,18 @@
  * A cell's backup, read: verified, or made into the data folder of a first safekeeper. docs/backup.md, "How it comes back".
  */
 import { join } from 'node:path'
-import { crc32c } from '../../protocol/crc32c.ts'
-import { corruptError, invalidError, retryError, toPalimpsestError } from '../shared/errors.ts'
+import { invalidError, retryError, toPalimpsestError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { ObjectReader } from '../shared/object-store.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
-import { type BackupManifest, type BackupPack, backupEnd, loadManifest } from './backup-manifest.ts'
+import { type BackupManifest, backupEnd } from './backup-manifest.ts'
 import { BACKUP_NOTE } from './backup-note.ts'
+import { type BackupProgress, backupEntries, loadStart } from './backup-reader.ts'
 import { commandEntry, recoveredCommand } from './cell-recover.ts'
-import { CellState, decodeCommand } from './cell-state.ts'
+import { decodeCommand } from './cell-state.ts'
 import type { EntryId, LogIndex, NodeId, Term } from './core/types.ts'
 import { CellLog } from './log/cell-log.ts'
 import { EMPTY_CRC, type LogEntry, NO_PAYLOAD } from './log/entry.ts'
-import type { PackEntry } from './log/pack-codec.ts'
-import { packEntries, packSourceOf } from './log/pack-reader.ts'
 import { type NodeFile, NodeFiles } from './node-files.ts'
 
 const APPEND_ENTRIES = 1024
@@ -30,62 +28,18 @@ export interface BackupSummary {
   readonly rawBytes: number
 }
 
-/** Told after each pack. */
-export type BackupProgress = (done: number, all: number) => void
-
-/** The manifest of a cell's backup. Throws kind invalid if there is none. */
-export async function loadBackup(store: ObjectReader, cellId: string): Promise<BackupManifest> {
-  const manifest = await loadManifest(store, cellId)
-  if (manifest !== undefined) return manifest
-  throw invalidError(
-    `${store.description} has no backup of cell ${cellId}; "palimpsest backup list" shows what there is`,
-  )
-}
-
-/** The state at which the backup begins. */
-async function loadBase(store: ObjectReader, { base }: BackupManifest): Promise<CellState> {
-  if (base.key === null)
-    return new CellState({ voters: [], learners: [] }, { index: base.index, term: base.term })
-  const bytes = await store.get(base.key)
-  if (bytes === undefined) throw corruptError(`${base.key} in ${store.description} is missing`)
-  const state = CellState.decode(bytes)
-  if (state.last.index !== base.index || state.last.term !== base.term)
-    throw corruptError(`${base.key} in ${store.description} is the state of another entry`)
-  return state
-}
-
-/** The entries of a pack of the backup, each checked. Throws kind corrupt. */
-export async function* entriesOf(store: ObjectReader, pack: BackupPack): AsyncGenerator<PackEntry> {
-  const bytes = await store.get(pack.key)
-  const where = `${pack.key} in ${store.description}`
-  if (bytes === undefined) throw corruptError(`${where} is missing`)
-  if (bytes.length !== pack.bytes || crc32c(bytes, 0, bytes.length) !== pack.crc)
-    throw corruptError(`${where} does not have the bytes that the manifest tells`)
-  let next: number = pack.first
-  for await (const entry of packEntries(packSourceOf(where, bytes))) {
-    if (entry.index !== next) throw corruptError(`${where}: entry ${entry.index} where ${next} is next`)
-    next++
-    yield entry
-  }
-  if (next !== pack.last + 1) throw corruptError(`${where} ends at entry ${next - 1} instead of ${pack.last}`)
-}
-
 /** Reads everything and checks every CRC. Throws kind corrupt, naming the object, for whatever is not right. */
 export async function verifyBackup(
   store: ObjectReader,
   cellId: string,
   progress: BackupProgress = () => {},
 ): Promise<BackupSummary> {
-  const manifest = await loadBackup(store, cellId)
-  await loadBase(store, manifest)
+  const { manifest } = await loadStart(store, cellId)
   let entries = 0
-  for (const [i, pack] of manifest.packs.entries()) {
-    for await (const entry of entriesOf(store, pack)) {
-      entries++
-      // Commands are checked as applying them would.
-      if (entry.kind === 'command') decodeCommand(entry.payload)
-    }
-    progress(i + 1, manifest.packs.length)
+  for await (const entry of backupEntries(store, manifest, progress)) {
+    entries++
+    // Commands are checked as applying them would.
+    if (entry.kind === 'command') decodeCommand(entry.payload)
   }
   return {
     manifest,
@@ -136,8 +90,7 @@ async function restore(options: RestoreOptions): Promise<BackupManifest> {
   const logDir = join(dir, 'log')
   await disk.makeDir(dir)
   await checkVacant(disk, files)
-  const manifest = await loadBackup(store, options.cellId)
-  const base = await loadBase(store, manifest)
+  const { manifest, base } = await loadStart(store, options.cellId)
   const self = { nodeId, address, zone }
   const node: NodeFile = {
     version: 1,
@@ -213,21 +166,17 @@ async function writeLog(
     while (log.queuedBytes > bytesMax) await Promise.race([clock.sleep(WAIT_MS), failed])
   }
   try {
-    for (const [i, pack] of manifest.packs.entries()) {
-      let batch: LogEntry[] = []
-      // Which are void, the new cell finds for itself.
-      for await (const { isVoid: _, ...entry } of entriesOf(store, pack)) {
-        if (entry.index <= manifest.base.index) continue
-        batch.push(neutral(entry))
-        if (batch.length < APPEND_ENTRIES) continue
-        log.append(batch)
-        batch = []
-        await room(QUEUED_BYTES_MAX)
-      }
-      if (batch.length > 0) log.append(batch)
+    let batch: LogEntry[] = []
+    // Which are void, the new cell finds for itself.
+    for await (const { isVoid: _, ...entry } of backupEntries(store, manifest, progress)) {
+      if (entry.index <= manifest.base.index) continue
+      batch.push(neutral(entry))
+      if (batch.length < APPEND_ENTRIES) continue
+      log.append(batch)
+      batch = []
       await room(QUEUED_BYTES_MAX)
-      progress(i + 1, manifest.packs.length)
     }
+    if (batch.length > 0) log.append(batch)
     const { index, term } = partingOf(manifest)
     const parting = recoveredCommand('backup', options.cellId, options.newCellId, clock)
     log.append([commandEntry(parting, index, term)])

@@ -16,6 +16,14 @@ import {
   backupKeys,
   newManifest,
 } from './backup-manifest.ts'
+import {
+  chooseMerge,
+  MERGE_AT_DEFAULT,
+  mergedPack,
+  PACK_BYTES,
+  PACK_ENTRIES,
+  UnreadablePack,
+} from './backup-merge.ts'
 import { BACKUP_NOTE, type BackupNote, backupNote } from './backup-note.ts'
 import type { EntryId, LogIndex, Term } from './core/types.ts'
 import { commandDraft } from './draft.ts'
@@ -25,9 +33,6 @@ import { PackBuilder } from './log/pack-builder.ts'
 import type { Snapshots } from './snapshots.ts'
 
 export const BACKUP_INTERVAL_MS_DEFAULT = 10_000
-/** Redo in one pack, before compression. */
-const PACK_BYTES = 16 * 1024 * 1024
-const PACK_ENTRIES = 65_536
 const READ_BYTES = 1024 * 1024
 const LOOK_MS = 500
 const RETRY_MS_MAX = 30_000
@@ -42,6 +47,8 @@ export interface BackupOptions {
   /** null: the cell is to have no backup (any more). */
   readonly store: ObjectStore | null
   readonly intervalMs: number
+  /** So many small packs are merged into one. */
+  readonly mergeAt?: number | undefined
   /** Hexadecimal digits of so many random bytes. */
   readonly randomHex: (bytes: number) => string
   /** Runs a function after the events of this turn; setImmediate unless told. */
@@ -54,6 +61,12 @@ export class Backup {
   #manifest: BackupManifest | undefined
   #manifestTerm: Term | undefined
   #waitingSinceMs: number | undefined
+  /** Versions of the manifest that were committed. */
+  #commits = 0
+  /** Packs that were merged into another, to be removed when there is a further version than that which no longer names them. */
+  #merged: { readonly keys: readonly string[]; readonly commits: number } | undefined
+  /** What is damaged in the store, by its key, and why. */
+  readonly #damaged = new Map<string, string>()
   #closed = false
   /** The last entry applied that was not the backup's own. */
   #newsAt: number
@@ -86,7 +99,7 @@ export class Backup {
       }
       try {
         await this.#work()
-        this.problem = ''
+        this.problem = this.#damage()
       } catch (error) {
         const known = toPalimpsestError(error)
         // Whatever it was, what the store holds is looked at anew.
@@ -115,11 +128,15 @@ export class Backup {
     }
     while (!this.#closed && driver.isServing && this.#isDue()) await this.#upload(store)
     await this.#moveBase(store)
+    await this.#removeMerged(store)
+    await this.#merge(store)
   }
 
   /** The manifest as it stands, after what an earlier leader left undone was put in order. */
   async #begin(store: ObjectStore): Promise<BackupManifest> {
     const { cellId, driver, log, logger } = this.#options
+    // What was not removed yet is found with the strays.
+    this.#merged = undefined
     this.#manifests = new BackupManifestObject(store, cellId)
     const loaded = await this.#manifests.load()
     const strays = await this.#strays(store, loaded)
@@ -298,6 +315,69 @@ export class Backup {
     return replaced
   }
 
+  /** Makes one pack of several small ones that follow each other, if there are enough; docs/backup.md, "Small packs". */
+  async #merge(store: ObjectStore): Promise<void> {
+    const {
+      cellId,
+      driver,
+      randomHex,
+      logger,
+      mergeAt = MERGE_AT_DEFAULT,
+      soon = setImmediate,
+    } = this.#options
+    const manifest = this.#manifest!
+    if (this.#merged !== undefined || this.#closed || !driver.isServing) return
+    const merge = chooseMerge(manifest, ({ key }) => this.#damaged.has(key), mergeAt)
+    if (merge === undefined) return
+    const { at, packs } = merge
+    let bytes: Buffer
+    try {
+      bytes = await mergedPack(store, merge, soon)
+    } catch (error) {
+      if (!(error instanceof UnreadablePack)) throw error
+      // It is said, and harms nothing else: what is new goes on being backed up.
+      this.#damaged.set(error.pack.key, error.message)
+      logger.error({ key: error.pack.key, reason: error.message }, 'a pack of the backup is damaged')
+      return
+    }
+    const [first, last] = [packs[0]!, packs.at(-1)!]
+    const key = backupKeys.pack(cellId, first.first, last.last, randomHex(8))
+    if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
+    await verify(store, key, bytes)
+    const pack = {
+      key,
+      first: first.first,
+      last: last.last,
+      lastTerm: last.lastTerm,
+      bytes: bytes.length,
+      rawBytes: packs.reduce((sum, { rawBytes }) => sum + rawBytes, 0),
+      crc: crc32c(bytes, 0, bytes.length),
+      tellsVoids: first.tellsVoids,
+    }
+    await this.#commit({ ...manifest, packs: manifest.packs.toSpliced(at, packs.length, pack) })
+    this.#merged = { keys: packs.map(other => other.key), commits: this.#commits }
+    logger.debug(
+      { first: pack.first, last: pack.last, packs: packs.length, bytes: pack.bytes },
+      'packs of the backup merged',
+    )
+  }
+
+  /** Whoever reads the version before has had at least an upload's time for it by then, and finds them in the new one otherwise. */
+  async #removeMerged(store: ObjectStore): Promise<void> {
+    if (this.#merged === undefined || this.#merged.commits === this.#commits) return
+    for (const key of this.#merged.keys) await store.delete(key)
+    this.#merged = undefined
+  }
+
+  /** What is damaged and still needed; empty if nothing is. */
+  #damage(): string {
+    const manifest = this.#manifest
+    for (const key of this.#damaged.keys())
+      if (manifest !== undefined && !manifest.packs.some(pack => pack.key === key)) this.#damaged.delete(key)
+    const [why] = this.#damaged.values()
+    return why === undefined ? '' : `the backup is damaged: ${why}`
+  }
+
   /** Puts the state below which nobody needs redo. */
   async #putState(store: ObjectStore): Promise<BackupManifest['base']> {
     const { cellId, snapshots, randomHex } = this.#options
@@ -311,6 +391,7 @@ export class Backup {
   async #commit(manifest: BackupManifest): Promise<BackupManifest> {
     const next = { ...manifest, atUs: this.#options.clock.wallTimeUs() }
     await this.#manifests!.commit(next)
+    this.#commits++
     this.#manifest = next
     return next
   }

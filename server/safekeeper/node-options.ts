@@ -37,7 +37,9 @@ export interface CellNodeOptions {
   readonly timing: Partial<CoreTiming> | undefined
   readonly metrics: MetricsPart | undefined
   /** Where the cell's log is kept as well; store null: nowhere any more; undefined: as it was, by others. */
-  readonly backup?: { readonly store: ObjectStore | null; readonly intervalMs: number } | undefined
+  readonly backup?:
+    | { readonly store: ObjectStore | null; readonly intervalMs: number; readonly mergeAt?: number }
+    | undefined
   /** How the log is looked through for damage; 8 MiB/s, every 6 hours at most, unless told. */
   readonly scrub?: { readonly bytesPerSecond: number; readonly everyMs: number } | undefined
   readonly onFatal: (error: Error) => void

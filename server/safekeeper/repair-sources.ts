@@ -10,10 +10,10 @@ import {
   type PeerFetch,
   type PeerFetched,
 } from '../../protocol/messages.ts'
-import { invalidError } from '../shared/errors.ts'
+import { invalidError, retryError } from '../shared/errors.ts'
 import type { ObjectReader } from '../shared/object-store.ts'
 import { type BackupPack, loadManifest } from './backup-manifest.ts'
-import { entriesOf } from './backup-restore.ts'
+import { entriesOf } from './backup-reader.ts'
 import type { LogIndex } from './core/types.ts'
 import type { CellLog } from './log/cell-log.ts'
 import type { LogEntry } from './log/entry.ts'
@@ -145,7 +145,15 @@ export class BackupSource implements EntrySource {
   private async entries(pack: BackupPack): Promise<PackEntry[]> {
     if (this.held?.key === pack.key) return this.held.entries
     const entries: PackEntry[] = []
-    for await (const entry of entriesOf(this.store, pack)) entries.push(entry)
+    try {
+      for await (const entry of entriesOf(this.store, pack)) entries.push(entry)
+    } catch (error) {
+      // It may have been merged into another since the manifest was read: that is no damage.
+      const now = await loadManifest(this.store, this.cellId)
+      if (now?.packs.some(({ key }) => key === pack.key) === false)
+        throw retryError(`${this.name} is being rearranged`, error)
+      throw error
+    }
     this.held = { key: pack.key, entries }
     return entries
   }

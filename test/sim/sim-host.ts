@@ -22,6 +22,7 @@ import type { SimRandom, World } from './world.ts'
 export const DATA_DIR = '/data'
 export const SEGMENT_BYTES = 64 * 1024
 export const BACKUP_INTERVAL_MS = 1500
+const BACKUP_MERGE_AT = 2
 /** So that damage to what nobody reads is found within a run. */
 const SCRUB_BYTES_PER_SECOND = 4 * 1024 * 1024
 const SCRUB_EVERY_MS = 1500
@@ -132,6 +133,7 @@ export class SimHost {
       backup: user.store && {
         store: new SimStore(user.store, life, random.fork(`store ${this.starts}`)),
         intervalMs: BACKUP_INTERVAL_MS,
+        mergeAt: BACKUP_MERGE_AT,
       },
       onFatal: error => {
         if (life.alive) this.end(error)

@@ -3,7 +3,8 @@ import t from 'tap'
 import { crc32c } from '../../../protocol/crc32c.ts'
 import type { Lsn, TimelineId, WriterEpoch } from '../../../protocol/ids.ts'
 import { backupNote } from '../../../server/safekeeper/backup-note.ts'
-import { loadBackup, restoreBackup, verifyBackup } from '../../../server/safekeeper/backup-restore.ts'
+import { backupEntries, loadBackup } from '../../../server/safekeeper/backup-reader.ts'
+import { restoreBackup, verifyBackup } from '../../../server/safekeeper/backup-restore.ts'
 import { type CellState, cellOrigin } from '../../../server/safekeeper/cell-state.ts'
 import type { Driver } from '../../../server/safekeeper/driver.ts'
 import type { CellLog } from '../../../server/safekeeper/log/cell-log.ts'
@@ -41,7 +42,7 @@ function fastClock() {
 const clock = fastClock()
 let random = 0
 
-async function boot(disk: Disk, store: ObjectStore | null | undefined) {
+async function boot(disk: Disk, store: ObjectStore | null | undefined, mergeAt = 16) {
   const node = await CellNode.start({
     dir: '/data',
     name: 'one',
@@ -58,7 +59,7 @@ async function boot(disk: Disk, store: ObjectStore | null | undefined) {
     dial: {},
     timing: undefined,
     metrics: undefined,
-    backup: store === undefined ? undefined : { store, intervalMs: 200 },
+    backup: store === undefined ? undefined : { store, intervalMs: 200, mergeAt },
     onFatal: error => {
       throw error
     },
@@ -430,6 +431,80 @@ t.test('a pack whose table is lost is repaired from the backup: void entries sta
   node = await boot(disk, store)
   t.teardown(() => close(node))
   t.ok((await readAll(node, IDS[0]!, START)).equals(all), 'after a start too')
+})
+
+t.test('small packs are merged, also while somebody reads and the store fails', async t => {
+  const store = new MemoryObjectStore()
+  const random = seeded(9)
+  const node = await boot(new MemoryDisk(), store, 3)
+  t.teardown(() => close(node))
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  const { cellId } = node.status()
+  const upload = async (count: number) => {
+    for (let i = 0; i < count; i++) {
+      await writer.append(100 + Math.floor(random() * 900))
+      await backedUp(node)
+    }
+  }
+  await upload(2)
+  // A reader who is slow: by the time that he goes on, the packs that he knows of are gone.
+  const manifest = await loadBackup(store, cellId)
+  const keys = manifest.packs.map(({ key }) => key)
+  const reading = backupEntries(store, manifest)
+  const read = [(await reading.next()).value!.index]
+  await upload(12)
+  t.ok(
+    keys.every(key => !store.objects.has(key)),
+    'what was merged is removed',
+  )
+  for await (const entry of reading) read.push(entry.index)
+  t.same(
+    read,
+    Array.from({ length: manifest.packs.at(-1)!.last }, (_, i) => i + 1),
+    'he read on in what they were merged into',
+  )
+  store.fault = when => {
+    if (random() > 0.08) return
+    throw retryError(when === 'before' ? 'simulated: the store is away' : 'simulated: the reply is lost')
+  }
+  await upload(40)
+  store.fault = () => {}
+  await upload(3)
+  const summary = await verifyBackup(store, cellId)
+  t.ok(summary.manifest.packs.length <= 12, `${summary.manifest.packs.length} packs of 57 uploads`)
+  t.equal(summary.rawBytes >= writer.at - START, true)
+  const stored = [...store.objects.keys()].filter(key => key.includes('/packs/'))
+  t.ok(stored.length <= summary.manifest.packs.length + 12, `${stored.length} in the store`)
+  const restored = await boot(await restore(store, cellId), undefined)
+  const bytes = await readAll(restored, IDS[0]!, START)
+  t.ok(bytes.equals(lsnBytes(START, writer.at - START)), `${bytes.length} bytes`)
+  await close(restored)
+})
+
+t.test('a damaged pack is not merged, but told, and the backup goes on', async t => {
+  const store = new MemoryObjectStore()
+  const node = await boot(new MemoryDisk(), store, 4)
+  t.teardown(() => close(node))
+  const writer = await Writer.create(node, IDS[0]!, 'main')
+  await writer.append(500)
+  await backedUp(node)
+  const { cellId } = node.status()
+  const { key } = (await loadBackup(store, cellId)).packs[0]!
+  const good = store.objects.get(key)!
+  const bad = Buffer.from(good)
+  bad[bad.length >> 1]! ^= 1
+  store.objects.set(key, bad)
+  for (let i = 0; i < 20; i++) {
+    await writer.append(500)
+    await backedUp(node)
+  }
+  t.match(node.backupProblem, new RegExp(`the backup is damaged: ${key} `))
+  const { packs } = await loadBackup(store, cellId)
+  t.equal(packs[0]!.key, key)
+  t.ok(packs.length < 12, `what follows it was merged: ${packs.length} packs`)
+  // Somebody has put it back from a copy.
+  store.objects.set(key, good)
+  await verifyBackup(store, cellId)
 })
 
 t.test('a restore goes into an empty folder, and no other', async t => {
