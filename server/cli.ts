@@ -102,8 +102,15 @@ function outliveReaders(): void {
     })
 }
 
+/** `PALIMPSEST_TOKEN_FILE=` is how a shell or a container says that there is none. */
+function forgetEmptySettings(): void {
+  for (const [name, value] of Object.entries(process.env))
+    if (name.startsWith('PALIMPSEST_') && value === '') delete process.env[name]
+}
+
 export async function main(argv: string[]): Promise<number> {
   outliveReaders()
+  forgetEmptySettings()
   try {
     await buildProgram().parseAsync(argv, { from: 'user' })
     return typeof process.exitCode === 'number' ? process.exitCode : 0

@@ -96,7 +96,7 @@ export async function createTimeline(
         name: wanted.name,
       })
       .catch(error => {
-        throw withoutRandomId(error, timeline, wanted)
+        throw wanted.timeline === undefined ? withoutRandomId(error, timeline, wanted.name) : error
       })
   await servers.pageServer.request({
     type: MessageType.TimelineCreate,
@@ -110,14 +110,13 @@ export async function createTimeline(
 }
 
 /** A token that is limited to timelines does not know the id that chance gave: the refusal names none that helps. */
-function withoutRandomId(error: unknown, timeline: TimelineId, wanted: NewTimeline): unknown {
-  if (wanted.timeline !== undefined || !(error instanceof PalimpsestError) || error.kind !== 'invalid')
-    return error
+export function withoutRandomId(error: unknown, timeline: TimelineId, name: string): unknown {
+  if (!(error instanceof PalimpsestError) || error.kind !== 'invalid') return error
   const { message } = error
   if (!message.includes(`write:${timeline}`)) return error
   return new PalimpsestError(
     'invalid',
-    `the token may not write to a timeline ${wanted.name}, if there is one; to make it, give --id, with the ID of the token's scope write:ID ` +
+    `the token may not write to a timeline ${name}, if there is one; to make it, give --id, with the ID of the token's scope write:ID ` +
       `(the server says: ${message.replaceAll(timeline, 'ID')})`,
     { cause: error },
   )

@@ -13,7 +13,9 @@ import {
   type TimelineStatus,
   type TimelineSummary,
 } from '../../protocol/messages.ts'
+import { withoutRandomId } from '../attach/timeline-link.ts'
 import { resolveMoment } from '../datadir/at-lsn.ts'
+import { openClientSecurity } from '../shared/client-security.ts'
 import { invalidError } from '../shared/errors.ts'
 import { formatBytes, formatSecond, formatTime } from '../shared/format.ts'
 import { listTimelines } from '../shared/timeline-list.ts'
@@ -31,6 +33,7 @@ import {
   withConnection,
   withoutType,
 } from './common.ts'
+import { newTimelineOption } from './datadir-common.ts'
 import { InterruptedError } from './interruption.ts'
 import { plainTable } from './table.ts'
 import { registerTimelineCreate } from './timeline-create.ts'
@@ -75,18 +78,25 @@ export function registerTimeline(program: Command): void {
       )
       .requiredOption('--from <NAME>', 'timeline to branch, by name or id')
       .option('--lsn <N>', 'the moment as an LSN (default: the newest that is ingested)', lsnArgument)
-      .option('--time <ISO>', `the moment as a time, ${TIME_HELP}`, timeArgument),
+      .option('--time <ISO>', `the moment as a time, ${TIME_HELP}`, timeArgument)
+      .addOption(newTimelineOption()),
   ).action(async (name: string, options: ClientOptions & BranchOptions) => {
     const moment = momentOf(options)
     const branch = await withConnection(options, Role.PAGESERVER, async pageServer => {
       const status = await findTimeline(pageServer, options.from)
       const { lsn: wanted } = await resolveMoment(pageServer, status, moment, console.error)
-      const timeline = toTimelineId(randomBytes(16).toString('hex'))
       const ancestor = await ownerAt(pageServer, status.summary.timeline, wanted)
+      // A token for the timeline itself is none for its branches.
+      const only = openClientSecurity(options)?.onlyTimeline
+      const chosen = options.id ?? (only === status.summary.timeline ? undefined : only)
+      const timeline = chosen ?? toTimelineId(randomBytes(16).toString('hex'))
       // The log first: only it knows where a chunk ends, and a page server must find a log to follow.
       const lsn = await withConnection(options, Role.SAFEKEEPER, async safekeeper => {
         const request = { type: MessageType.WalBranch, timeline, ancestor, lsn: wanted, name } as const
-        return (await safekeeper.request(request)).message.lsn
+        const { message } = await safekeeper.request(request).catch(error => {
+          throw chosen === undefined ? withoutRandomId(error, timeline, name) : error
+        })
+        return message.lsn
       })
       await pageServer.request(
         { type: MessageType.TimelineBranch, timeline, ancestor, lsn, name },
@@ -220,6 +230,7 @@ function readableFrom(t: TimelineSummary): string {
 
 interface BranchOptions {
   from: string
+  id?: TimelineId
   lsn?: Lsn
   time?: number
 }

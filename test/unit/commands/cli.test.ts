@@ -141,3 +141,12 @@ t.test('Ctrl-C and SIGTERM: what is left, and how to go on; exit codes of a shel
     t.match(await stderr, message)
   }
 })
+
+t.test('an empty setting in the environment is none', async t => {
+  const env = { ...process.env, PALIMPSEST_TOKEN_FILE: '', PALIMPSEST_TLS_CA: '' }
+  const args = [BIN, 'ping', '--connect', '127.0.0.1:1']
+  const child = spawn(process.execPath, args, { env, stdio: ['ignore', 'ignore', 'pipe'] })
+  const stderr = text(child.stderr!)
+  t.same(await once(child, 'exit'), [1, null])
+  t.match(await stderr, /^palimpsest: cannot connect to 127\.0\.0\.1:1: nobody listens there/)
+})
