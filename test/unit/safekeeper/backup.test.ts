@@ -481,6 +481,58 @@ t.test('small packs are merged, also while somebody reads and the store fails', 
   await close(restored)
 })
 
+t.test('cut off at any request of a merge: all stays there, and nothing is left behind', async t => {
+  const seen = new Set<string>()
+  for (let left = 0; ; left++) {
+    const store = new MemoryObjectStore()
+    const disk = new MemoryDisk()
+    let node = await boot(disk, store, 3)
+    const writer = await Writer.create(node, IDS[0]!, 'main')
+    await writer.append(300)
+    await backedUp(node)
+    await writer.append(300)
+    await backedUp(node)
+    const { cellId } = node.status()
+    // The third upload, the merge of all three, a fourth with the removal; then the leader is gone, at one request or the next.
+    let requests = 0
+    store.fault = (when, operation, key) => {
+      if (when === 'after') return
+      if (++requests <= left) return
+      if (requests === left + 1) seen.add(`${operation} ${key.split('/')[2] ?? key}`)
+      throw retryError('simulated: this leader is gone')
+    }
+    await writer.append(300)
+    for (let i = 0; i < 100 && requests <= left && backedUpTo(node) < stateOf(node).last.index; i++)
+      await clock.sleep(20)
+    await clock.sleep(600)
+    await writer.append(300)
+    for (let i = 0; i < 100 && requests <= left; i++) await clock.sleep(20)
+    const isOver = requests <= left
+    await close(node)
+    store.fault = () => {}
+    node = await boot(disk, store, 100)
+    const later = new Writer(node, IDS[0]!)
+    await later.open()
+    await later.append(300)
+    await backedUp(node)
+    const { manifest } = await verifyBackup(store, cellId)
+    await close(node)
+    t.same(
+      [...store.objects.keys()].filter(key => key.includes('/packs/')).sort(),
+      manifest.packs.map(({ key }) => key).sort(),
+      `cut after ${left} requests: what is named is there, and nothing else`,
+    )
+    if (left % 4 === 0 || isOver) {
+      const restored = await boot(await restore(store, cellId), undefined)
+      t.ok((await readAll(restored, IDS[0]!, START)).equals(lsnBytes(START, later.at - START)))
+      await close(restored)
+    }
+    if (isOver) break
+  }
+  for (const request of ['put packs', 'get packs', 'put manifest', 'list manifest', 'delete packs'])
+    t.ok(seen.has(request), `cut at: ${request}`)
+})
+
 t.test('a damaged pack is not merged, but told, and the backup goes on', async t => {
   const store = new MemoryObjectStore()
   const node = await boot(new MemoryDisk(), store, 4)
