@@ -10,7 +10,7 @@ import type { Log } from '../shared/log.ts'
 import type { Clock } from '../shared/seams.ts'
 import { Turns } from '../shared/turns.ts'
 import { errorOf } from './cell-timelines.ts'
-import type { Membership, NodeId } from './core/types.ts'
+import type { Membership, MembershipChange, NodeId } from './core/types.ts'
 import { commandDraft } from './draft.ts'
 import type { Driver } from './driver.ts'
 import { nameOf } from './node-files.ts'
@@ -22,6 +22,8 @@ const CAUGHT_UP_ENTRIES = 256
 const POLL_MS = 20
 const HELLO_MS = 5000
 const STEP_MS = 30_000
+/** For so long a change is asked for again that the core refuses. */
+const REFUSED_MS = 5000
 /** Catching up may have to carry all redo that is held. */
 const CATCH_UP_MS = 24 * 3600_000
 
@@ -261,17 +263,32 @@ export class Members {
   }
 
   /** Resolves when it is the committed membership. */
-  private async change(goal: { voters: readonly NodeId[]; learners: readonly NodeId[] }): Promise<void> {
-    const { clock } = this.options
-    const until = clock.monotonicMs() + STEP_MS
+  private async change(goal: MembershipChange): Promise<void> {
+    const until = this.options.clock.monotonicMs() + STEP_MS
     await this.settled(until)
-    this.driver.change(goal)
+    await this.begin(goal)
     await this.poll(
       () =>
         this.isSettled && same(this.latest.voters, goal.voters) && same(this.latest.learners, goal.learners),
       until,
       'a quorum did not take the new membership; is one reachable?',
     )
+  }
+
+  /** What the core refuses may be right a moment later: in a small cell a learner has caught up before it has an entry of this leader's. */
+  private async begin(goal: MembershipChange): Promise<void> {
+    const { clock } = this.options
+    const until = clock.monotonicMs() + REFUSED_MS
+    for (;;) {
+      try {
+        this.driver.change(goal)
+        return
+      } catch (error) {
+        const isTransient = error instanceof PalimpsestError && error.kind === 'retry'
+        if (!isTransient || this.driver.role !== 'leader' || clock.monotonicMs() > until) throw error
+      }
+      await clock.sleep(POLL_MS)
+    }
   }
 
   /** Resolves when this node does not lead any more. */
