@@ -11,7 +11,7 @@ import { invalidError } from '../shared/errors.ts'
 import { formatTime } from '../shared/format.ts'
 import { createLog } from '../shared/log.ts'
 import { nodeClock, nodeDisk } from '../shared/node-seams.ts'
-import { printJson, UsageError } from './common.ts'
+import { pathArgument, printJson, UsageError } from './common.ts'
 import { addS3Options, openStoreToRead, type S3CommandOptions } from './store-options.ts'
 
 interface RecoverCommandOptions extends S3CommandOptions {
@@ -37,7 +37,7 @@ export function registerMemberRecover(member: Command): void {
       .requiredOption(
         '--data <DIR>',
         'data folder of a safekeeper that is stopped; several times to compare survivors',
-        (dir: string, dirs: string[] | undefined) => [...(dirs ?? []), dir],
+        (dir: string, dirs: string[] | undefined) => [...(dirs ?? []), pathArgument(dir)],
       )
       .option(
         '--backup <DIR|s3://BUCKET/PREFIX>',

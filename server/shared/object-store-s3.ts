@@ -98,7 +98,7 @@ export function parseS3Url(text: string): { bucket: string; prefix: string } {
   const prefix = match?.[2]?.replace(/\/$/, '') ?? ''
   if (match === null || (prefix !== '' && !isObjectKey(prefix)))
     throw invalidError(
-      `${JSON.stringify(text)} is no object store; write it as s3://bucket/prefix or as a directory`,
+      `${JSON.stringify(text)} is no object store; write it as s3://bucket/prefix (a bucket's name has 3 to 63 letters, digits, dots and hyphens) or as a directory`,
     )
   return { bucket: match[1]!, prefix }
 }
