@@ -440,10 +440,13 @@ async function nameOf(store: ObjectStore, id: TimelineId): Promise<string> {
 }
 
 async function closeHost({ timeline, follower, compactor }: TimelineHost): Promise<void> {
+  const { isFollowing } = follower
   const ended = Promise.all([follower.close(), compactor.close()])
   try {
-    // Not needed for safety, since the safekeeper keeps what is not durable, but the next start is quicker.
-    if (timeline.state !== 'stopped') await atMost(timeline.checkpoint(), CLOSE_MS)
+    // Not needed for safety, since the safekeeper keeps what is not durable, but the next start is quicker. Where no safekeeper
+    // answers, their cell may be made again of less than we have: what is in memory only we forget, what is durable would part us
+    // from the new cell for good.
+    if (timeline.state !== 'stopped' && isFollowing) await atMost(timeline.checkpoint(), CLOSE_MS)
   } catch (error) {
     timeline.log.warn({ err: error }, 'the last redo was not made durable; the safekeeper still has it')
   }

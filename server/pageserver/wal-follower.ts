@@ -49,6 +49,7 @@ export class WalFollower {
   readonly #options: WalFollowerOptions
   readonly #stop = new AbortController()
   #connection: Connection | undefined
+  #isFollowing = false
   /** The last one that failed us. */
   #avoid: string | undefined
   #trimmedLsn = -1
@@ -59,6 +60,11 @@ export class WalFollower {
     this.#timeline = timeline
     this.#options = options
     this.#done = this.#run()
+  }
+
+  /** Whether a safekeeper gives redo from where ingestion stands: the log has all that was taken in. */
+  get isFollowing(): boolean {
+    return this.#isFollowing
   }
 
   async close(): Promise<void> {
@@ -108,6 +114,7 @@ export class WalFollower {
         this.#timeline.followerState(problem.message)
         this.#options.log.debug({ kind: problem.kind, reason: problem.message }, 'not following')
       } finally {
+        this.#isFollowing = false
         this.#connection?.close()
         this.#connection = undefined
         this.#timeline.ingest.abandon()
@@ -171,6 +178,7 @@ export class WalFollower {
     })
     void this.trim()
     this.#timeline.followerState('')
+    this.#isFollowing = true
     for await (const { message } of frames) {
       switch (message.type) {
         case MessageType.WalData:

@@ -201,6 +201,13 @@ export class Rig {
     this.server = undefined
   }
 
+  /** The safekeepers are gone. The next `start` has them back, with all that they had, elsewhere. */
+  async loseSafekeepers(): Promise<void> {
+    this.wal.cut()
+    await this.#walListener?.close()
+    this.#walListener = undefined
+  }
+
   /** Everything that the page server has on its own disk: nothing of it is the truth. */
   loseLocalFiles(): void {
     rmSync(join(this.dir, 'pageserver'), { recursive: true })
