@@ -23,6 +23,8 @@ const JOIN_MIN = 4
 const JOINED_ENTRIES_MAX = 1 << 20
 /** zstd's level while more is appended than can be packed in quiet times. */
 const FORCED_LEVEL = 1
+/** A full disk is tried again every second or two: the same trouble is told once in this time. */
+const WARN_AGAIN_MS = 60_000
 /** Packs that one trim looks into beyond the first that must stay: bounds what it reads. */
 const EXAMINED_MAX = 32
 
@@ -54,6 +56,7 @@ export class Packing {
   #closed = false
   /** The last run ended with an error. */
   #failed = false
+  #warnedMs = Number.NEGATIVE_INFINITY
   #neededFrom: NeededFrom | undefined
   /** Packs that go further are kept as they are, whoever needs them. */
   #dropThrough = Number.POSITIVE_INFINITY
@@ -120,8 +123,13 @@ export class Packing {
       if (this.#closed) return
       // A full disk, mostly. The next segment or trim tries again.
       this.#failed = true
-      this.lastError = (error as Error).message
-      this.#options.files.log.warn({ err: error }, 'packing the log failed; it is tried again later')
+      const { message } = error as Error
+      const nowMs = this.#options.nowMs()
+      if (message !== this.lastError || nowMs - this.#warnedMs >= WARN_AGAIN_MS) {
+        this.#warnedMs = nowMs
+        this.#options.files.log.warn({ err: error }, 'packing the log failed; it is tried again')
+      }
+      this.lastError = message
     }
   }
 
