@@ -20,13 +20,36 @@ const FLAGS = { create: 'wx+', write: 'r+', read: 'r' } as const
 /** The callback interface: its fdatasync is a fifth faster than that of fs/promises. */
 class NodeDiskFile implements DiskFile {
   private readonly fd: number
+  private readonly path: string
   private direct: DirectWriter | undefined
 
-  constructor(fd: number) {
+  constructor(fd: number, path: string) {
     this.fd = fd
+    this.path = path
+  }
+
+  /** The system says what happened, and not to which file. */
+  private told(error: NodeJS.ErrnoException): NodeJS.ErrnoException {
+    if (error.path === undefined) {
+      error.path = this.path
+      error.message += ` '${this.path}'`
+    }
+    return error
   }
 
   async write(buffers: readonly Uint8Array[], position: number, pastCache = false): Promise<void> {
+    try {
+      await this.writeAll(buffers, position, pastCache)
+    } catch (error) {
+      throw this.told(error as NodeJS.ErrnoException)
+    }
+  }
+
+  private async writeAll(
+    buffers: readonly Uint8Array[],
+    position: number,
+    pastCache: boolean,
+  ): Promise<void> {
     if (pastCache) {
       this.direct ??= new DirectWriter(this.fd)
       if (await this.direct.write(buffers, position)) return
@@ -54,7 +77,7 @@ class NodeDiskFile implements DiskFile {
     while (at < target.length) {
       const bytes = await new Promise<number>((resolve, reject) => {
         read(this.fd, target, at, target.length - at, position + at, (error, n) =>
-          error === null ? resolve(n) : reject(error),
+          error === null ? resolve(n) : reject(this.told(error)),
         )
       })
       if (bytes === 0) break
@@ -65,7 +88,7 @@ class NodeDiskFile implements DiskFile {
 
   datasync(): Promise<void> {
     return new Promise((resolve, reject) => {
-      fdatasync(this.fd, error => (error === null ? resolve() : reject(error)))
+      fdatasync(this.fd, error => (error === null ? resolve() : reject(this.told(error))))
     })
   }
 
@@ -87,7 +110,7 @@ export const nodeDisk: Disk = {
   open: (path, how) =>
     new Promise((resolve, reject) => {
       open(path, FLAGS[how], DATA_FILE_MODE, (error, fd) =>
-        error === null ? resolve(new NodeDiskFile(fd)) : reject(error),
+        error === null ? resolve(new NodeDiskFile(fd, path)) : reject(error),
       )
     }),
   readFile: path => readFile(path),
