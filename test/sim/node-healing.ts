@@ -9,6 +9,15 @@ import type { ModelTimeline } from './node-checker.ts'
 import { readThrough } from './node-clients.ts'
 import type { SimCell } from './sim-cell.ts'
 
+/**
+ * A node that has lost an old snapshot keeps the file until no redo below the next one is needed: by then consumers must have gone on, and
+ * while all heals they stand still.
+ */
+function isOldSnapshot({ host, what }: NonNullable<SimCell['damaged']>): boolean {
+  const index = (path: string) => Number(/\/snapshot-(\d+)\.json$/.exec(path)?.[1])
+  return host.disk.paths().some(path => index(path) > index(what?.path ?? ''))
+}
+
 /** Until all must be well again. */
 const HEAL_MS = 120_000
 
@@ -77,7 +86,9 @@ export class Healing {
     const { membership } = leader.node!.members
     if (membership.outgoing !== undefined) return 'a change of members is under way'
     if (this.cell.changing) return 'the operator waits'
-    if (this.cell.damaged !== undefined) return `${this.cell.damaged.host.name} has not got back what it lost`
+    const { damaged } = this.cell
+    if (damaged !== undefined && !isOldSnapshot(damaged))
+      return `${damaged.host.name} has not got back what it lost`
     for (const id of membership.voters) {
       const host = this.cell.up().find(up => up.nodeId === id)
       if (host === undefined) return `member ${id} is not there`
