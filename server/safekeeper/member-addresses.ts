@@ -30,6 +30,8 @@ export interface MemberAddressesOptions {
   readonly join: readonly Address[]
   readonly driver: Pick<Driver, 'leader' | 'state'>
   readonly members: Pick<Members, 'all'>
+  /** Whether that node is subscribed here at present. */
+  readonly isConnected: (id: NodeId) => boolean
   readonly dial: DialPeer
   /** Subscribes at these nodes (by name) and at no others. */
   readonly subscribeAt: (targets: ReadonlyMap<string, Address>) => void
@@ -44,7 +46,7 @@ interface Found {
 export class MemberAddresses {
   private readonly options: MemberAddressesOptions
   private readonly found = new Map<NodeId, Found>()
-  /** Of members that subscribed here: what they said of themselves. */
+  /** Of nodes that subscribed here: what they said of themselves. Who is no member may be one by a membership that is newer than this node's. */
   private readonly told = new Map<NodeId, string>()
 
   constructor(options: MemberAddressesOptions) {
@@ -75,12 +77,17 @@ export class MemberAddresses {
 
   /** A node subscribed here: it is asked there too when the leader is looked for. */
   onSubscribed({ nodeId, address }: PeerNode): void {
-    if (this.options.members.all.has(nodeId)) this.told.set(nodeId, address)
+    try {
+      parseAddress(address)
+    } catch {
+      return
+    }
+    this.told.set(nodeId, address)
   }
 
   /** Subscribes at all members; what changes their addresses, or who is a member, is followed by this. */
   aim(): void {
-    const { configured, members, subscribeAt } = this.options
+    const { configured, members, subscribeAt, isConnected } = this.options
     const { nodeId: self } = this.options.self()
     const { all } = members
     const targets = new Map<string, Address>()
@@ -93,9 +100,26 @@ export class MemberAddresses {
       const address = this.addressOf(id)
       if (address !== '') targets.set(nameOf(id), parseAddress(address))
     }
-    for (const id of this.told.keys()) if (!all.has(id)) this.told.delete(id)
+    for (const id of this.told.keys()) if (!all.has(id) && !isConnected(id)) this.told.delete(id)
+    for (const [name, address] of this.perhapsMembers()) targets.set(name, address)
     targets.delete(nameOf(self))
     subscribeAt(targets)
+  }
+
+  /**
+   * Nodes of the cell that count this one as a member, and are none by its own membership: they were added while it was away, and one of them
+   * may have to lead, with this node's vote, before anybody can tell it so. Listened to while no leader is heard, and while they lead.
+   */
+  private perhapsMembers(): Map<string, Address> {
+    const { driver, members, isConnected } = this.options
+    const found = new Map<string, Address>()
+    for (const [id, address] of this.told) {
+      if (members.all.has(id) || (driver.leader !== undefined && driver.leader !== id)) continue
+      // One that is there keeps its place from a namesake.
+      const namesake = [...members.all].find(other => nameOf(other) === nameOf(id))
+      if (namesake === undefined || !isConnected(namesake)) found.set(nameOf(id), parseAddress(address))
+    }
+    return found
   }
 
   /**
@@ -104,7 +128,7 @@ export class MemberAddresses {
    * another leader, itself first.
    */
   async lookForLeader(): Promise<string[]> {
-    const { driver, members, configured, join, self } = this.options
+    const { driver, members, configured, join, self, isConnected } = this.options
     if (members.all.has(self().nodeId) && driver.leader !== undefined) return []
     const asked = new Set([self().address])
     const answered = new Map<NodeId, string[]>()
@@ -123,7 +147,7 @@ export class MemberAddresses {
     const candidates = [
       ...[...join, ...configured.values()].map(formatAddress),
       ...[...this.found.values()].map(({ address }) => address),
-      ...this.told.values(),
+      ...[...this.told].flatMap(([id, address]) => (members.all.has(id) || isConnected(id) ? [address] : [])),
       ...[...members.all].map(id => this.inState(id)),
     ]
     await Promise.all(candidates.map(ask))

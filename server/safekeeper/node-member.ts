@@ -187,6 +187,7 @@ export async function makeMember(parts: MemberParts): Promise<Member> {
     join: options.join,
     driver,
     members,
+    isConnected: id => peers.isConnected(id),
     dial,
     subscribeAt: targets => peers.setTargets(targets),
   })

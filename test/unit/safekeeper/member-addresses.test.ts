@@ -21,6 +21,7 @@ function rig(peers: Record<string, string>, answers: Record<string, Answer>) {
   const state = { nodes: new Map<NodeId, { address: string; zone: string }>() }
   const driver = { leader: undefined as NodeId | undefined, state: state as never }
   const members = { all: new Set(['a', 'b', 'c'].map(idOf)) }
+  const connected = new Set<NodeId>()
   const asked: string[] = []
   let targets = new Map<string, string>()
   const addresses = new MemberAddresses({
@@ -30,6 +31,7 @@ function rig(peers: Record<string, string>, answers: Record<string, Answer>) {
     join: [],
     driver,
     members,
+    isConnected: id => connected.has(id),
     dial: async (address: Address) => {
       const at = formatAddress(address)
       asked.push(at)
@@ -55,6 +57,7 @@ function rig(peers: Record<string, string>, answers: Record<string, Answer>) {
     addresses,
     driver,
     members,
+    connected,
     asked,
     stateSays: (name: string, address: string) => state.nodes.set(idOf(name), { address, zone: '' }),
     targets: () => Object.fromEntries([...targets].sort()),
@@ -140,4 +143,35 @@ t.test('nobody is asked while there is a leader; who is no member yet asks all t
   await addresses.lookForLeader()
   t.same(asked, ['b:1'])
   t.same(targets(), { b: 'b:1' })
+})
+
+t.test('a node that was added while this one was away is listened to while there is no leader', async t => {
+  const { addresses, connected, driver, members, targets } = rig({ a: 'a:1', b: 'b:1', c: 'c:1' }, {})
+  const subscribe = (nodeId: NodeId, address: string) => {
+    connected.add(nodeId)
+    addresses.onSubscribed({ nodeId, address, zone: '' })
+    addresses.aim()
+  }
+  subscribe(idOf('x'), 'x:1')
+  t.same(targets(), { b: 'b:1', c: 'c:1', x: 'x:1' })
+  driver.leader = B
+  addresses.aim()
+  t.same(targets(), { b: 'b:1', c: 'c:1' }, 'with a leader of its own membership it needs nobody else')
+  driver.leader = idOf('x')
+  addresses.aim()
+  t.same(targets(), { b: 'b:1', c: 'c:1', x: 'x:1' }, 'until the leader has sent it the membership')
+  members.all.add(idOf('x'))
+  driver.leader = undefined
+  members.all.delete(idOf('x'))
+  connected.delete(idOf('x'))
+  addresses.aim()
+  t.same(targets(), { b: 'b:1', c: 'c:1' }, 'one that is gone is forgotten')
+
+  const other = 'c.fedcba9876543210' as NodeId
+  connected.add(idOf('c'))
+  subscribe(other, 'c:2')
+  t.same(targets(), { b: 'b:1', c: 'c:1' }, 'a member that is there keeps its place')
+  connected.delete(idOf('c'))
+  addresses.aim()
+  t.same(targets(), { b: 'b:1', c: 'c:2' }, 'of one that is not, another may have it by now')
 })
