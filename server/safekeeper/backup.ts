@@ -12,6 +12,7 @@ import { BackupLag } from './backup-lag.ts'
 import {
   type BackupManifest,
   BackupManifestObject,
+  type BackupPack,
   backupEnd,
   backupKeys,
   newManifest,
@@ -226,31 +227,38 @@ export class Backup {
   }
 
   async #upload(store: ObjectStore): Promise<void> {
-    const { cellId, driver, log, randomHex, logger } = this.#options
+    const { driver, log, logger } = this.#options
     const manifest = this.#manifest!
     const { index: end, term: prevTerm } = backupEnd(manifest)
-    const range = await this.#gather((end + 1) as LogIndex, driver.state.last.index, prevTerm)
+    const first = (end + 1) as LogIndex
+    const range = await this.#gather(first, driver.state.last.index, prevTerm)
     const { bytes, last, rawBytes, tellsVoids } = range
-    const key = backupKeys.pack(cellId, end + 1, last.index, randomHex(8))
-    if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
-    await verify(store, key, bytes)
-    const pack = {
-      key,
-      first: (end + 1) as LogIndex,
+    const pack = await this.#putPack(store, bytes, {
+      first,
       last: last.index,
       lastTerm: last.term,
-      bytes: bytes.length,
       rawBytes,
-      crc: crc32c(bytes, 0, bytes.length),
       tellsVoids,
-    }
+    })
     await this.#commit({ ...manifest, packs: [...manifest.packs, pack] })
     await this.#note({ store: store.description, done: last.index, intent: null })
     this.#waitingSinceMs = undefined
     logger.debug(
-      { first: end + 1, last: last.index, rawBytes, bytes: bytes.length, begin: log.beginIndex },
+      { first, last: last.index, rawBytes, bytes: bytes.length, begin: log.beginIndex },
       'backed up',
     )
+  }
+
+  /** Stores a pack that nobody names yet, and makes sure that it reads back. Returns how a manifest is to name it. */
+  async #putPack(
+    store: ObjectStore,
+    bytes: Buffer,
+    what: Omit<BackupPack, 'key' | 'bytes' | 'crc'>,
+  ): Promise<BackupPack> {
+    const { cellId, randomHex } = this.#options
+    const key = backupKeys.pack(cellId, what.first, what.last, randomHex(8))
+    await putNew(store, key, bytes)
+    return { ...what, key, bytes: bytes.length, crc: crc32c(bytes, 0, bytes.length) }
   }
 
   /** A pack of the entries from `first` on, as many as fit. */
@@ -317,14 +325,7 @@ export class Backup {
 
   /** Makes one pack of several small ones that follow each other, if there are enough; docs/backup.md, "Small packs". */
   async #merge(store: ObjectStore): Promise<void> {
-    const {
-      cellId,
-      driver,
-      randomHex,
-      logger,
-      mergeAt = MERGE_AT_DEFAULT,
-      soon = setImmediate,
-    } = this.#options
+    const { driver, logger, mergeAt = MERGE_AT_DEFAULT, soon = setImmediate } = this.#options
     const manifest = this.#manifest!
     if (this.#merged !== undefined || this.#closed || !driver.isServing) return
     const merge = chooseMerge(manifest, ({ key }) => this.#damaged.has(key), mergeAt)
@@ -341,19 +342,13 @@ export class Backup {
       return
     }
     const [first, last] = [packs[0]!, packs.at(-1)!]
-    const key = backupKeys.pack(cellId, first.first, last.last, randomHex(8))
-    if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
-    await verify(store, key, bytes)
-    const pack = {
-      key,
+    const pack = await this.#putPack(store, bytes, {
       first: first.first,
       last: last.last,
       lastTerm: last.lastTerm,
-      bytes: bytes.length,
       rawBytes: packs.reduce((sum, { rawBytes }) => sum + rawBytes, 0),
-      crc: crc32c(bytes, 0, bytes.length),
       tellsVoids: first.tellsVoids,
-    }
+    })
     await this.#commit({ ...manifest, packs: manifest.packs.toSpliced(at, packs.length, pack) })
     this.#merged = { keys: packs.map(other => other.key), commits: this.#commits }
     logger.debug(
@@ -383,8 +378,7 @@ export class Backup {
     const { cellId, snapshots, randomHex } = this.#options
     const { last, bytes } = await snapshots.toSend()
     const key = backupKeys.state(cellId, last.index, randomHex(8))
-    if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
-    await verify(store, key, bytes)
+    await putNew(store, key, bytes)
     return { ...last, key }
   }
 
@@ -404,8 +398,9 @@ export class Backup {
   }
 }
 
-/** Reads the object back. What differs is removed, so that it is never taken for the real thing. */
-async function verify(store: ObjectStore, key: string, bytes: Uint8Array): Promise<void> {
+/** Stores an object under a key that nobody else has, and reads it back. What differs is removed, so that it is never taken for the real thing. */
+async function putNew(store: ObjectStore, key: string, bytes: Uint8Array): Promise<void> {
+  if (!(await store.putIfAbsent(key, bytes))) throw internalError(`${key} exists already`)
   const stored = await store.get(key)
   if (stored?.equals(bytes)) return
   await store.delete(key)
