@@ -9,7 +9,7 @@
  */
 import type { SpaceEvent } from '../../parser/space-events.ts'
 import type { Lsn } from '../../protocol/ids.ts'
-import { internalError, PalimpsestError } from '../shared/errors.ts'
+import { internalError, isCorrupt, PalimpsestError } from '../shared/errors.ts'
 import type { WorkerPool } from '../shared/worker-pool.ts'
 import type { ArenaPool } from './arena.ts'
 import type { IndexRangeResult } from './worker.ts'
@@ -331,8 +331,7 @@ export class RedoIngest {
     } catch (error) {
       this.#indexing--
       // Of a thread that died nobody knows what it has done with its room: that stays taken until the arena is empty.
-      if (error instanceof PalimpsestError && error.kind === 'corrupt')
-        this.#pool.memory.giveBack(range.indexArena, indexBytes)
+      if (isCorrupt(error)) this.#pool.memory.giveBack(range.indexArena, indexBytes)
       this.#pool.release(range.indexArena)
       range.indexArena = -1
       if (range.dropped) this.#pool.release(range.arena)

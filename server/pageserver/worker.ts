@@ -9,7 +9,7 @@ import { workerData } from 'node:worker_threads'
 import { ChunkIndexer } from '../../parser/chunk-index.ts'
 import type { SpaceEvent } from '../../parser/space-events.ts'
 import type { Lsn } from '../../protocol/ids.ts'
-import { PalimpsestError } from '../shared/errors.ts'
+import { isCorrupt } from '../shared/errors.ts'
 import { task } from '../shared/worker-pool.ts'
 import { type ArenaGeometry, ArenaMemory } from './arena.ts'
 import type { CatalogueEvent } from './catalogue-codec.ts'
@@ -126,8 +126,7 @@ export const makePages = task((input: MakePagesInput): MakePageResult[] => {
     try {
       return reconstructor.make(page, input.layers, input.lsn, target)
     } catch (error) {
-      if (error instanceof PalimpsestError && error.kind === 'corrupt')
-        return { error: error.message, lsn: error.lsn }
+      if (isCorrupt(error)) return { error: error.message, lsn: error.lsn }
       throw error
     }
   })

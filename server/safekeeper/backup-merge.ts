@@ -5,6 +5,7 @@
  * neighbours, and only with such of their own level or below, when there are enough of them: so what is large already is not written
  * anew for each small pack that comes, and each byte is written some three times in all.
  */
+import { isCorrupt } from '../shared/errors.ts'
 import type { ObjectReader } from '../shared/object-store.ts'
 import type { BackupManifest, BackupPack } from './backup-manifest.ts'
 import { entriesOf } from './backup-reader.ts'
@@ -119,7 +120,7 @@ export async function mergedPack(
     try {
       for await (const entry of entriesOf(store, pack)) builder.add(entry)
     } catch (error) {
-      if ((error as { kind?: unknown }).kind === 'corrupt') throw new UnreadablePack(pack, error as Error)
+      if (isCorrupt(error)) throw new UnreadablePack(pack, error)
       throw error
     }
     pieces.push(...builder.take())

@@ -12,7 +12,7 @@
  * Nothing that was there is changed or removed. Each step may be done again: what is appended twice says the same twice.
  */
 import { join } from 'node:path'
-import { corruptError, invalidError, PalimpsestError, retryError } from '../shared/errors.ts'
+import { corruptError, invalidError, isCorrupt, retryError } from '../shared/errors.ts'
 import { type Log, silentLog } from '../shared/log.ts'
 import type { Clock, Disk } from '../shared/seams.ts'
 import { BACKUP_NOTE } from './backup-note.ts'
@@ -121,7 +121,7 @@ async function open(
     })
     return { log, state, failed }
   } catch (error) {
-    if (error instanceof PalimpsestError && error.kind === 'corrupt') throw damageAdvice(dir, error)
+    if (isCorrupt(error)) throw damageAdvice(dir, error)
     throw error
   }
 }
@@ -131,7 +131,7 @@ async function loadVote(files: NodeFiles): Promise<HardState | undefined> {
   try {
     return await files.loadVote()
   } catch (error) {
-    if (error instanceof PalimpsestError && error.kind === 'corrupt') return undefined
+    if (isCorrupt(error)) return undefined
     throw error
   }
 }

@@ -6,7 +6,7 @@
  * far as the log does, and only where the log's beginning was trimmed and no snapshot is reached, the log begins anew after the
  * oldest, below which nobody needs anything.
  */
-import { corruptError, invalidError, PalimpsestError } from '../shared/errors.ts'
+import { corruptError, invalidError, isCorrupt } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import type { CellState } from './cell-state.ts'
 import type { EntryId, LogIndex, Term } from './core/types.ts'
@@ -113,7 +113,7 @@ async function loadSnapshots({
       newest = await files.loadSnapshot(index)
       kept.push(newest.last)
     } catch (error) {
-      if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+      if (!isCorrupt(error)) throw error
       lost.push({ index, error })
     }
   if (kept.length > 0)
@@ -135,7 +135,7 @@ async function whyUnusable(
   try {
     base = (await loadState(open.disk, open.dir)).base
   } catch (error) {
-    if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+    if (!isCorrupt(error)) throw error
     return error
   }
   // From its first entry on the log leads to the state without any snapshot.
@@ -175,7 +175,7 @@ async function openLog(
   try {
     return await CellLog.open(whole)
   } catch (error) {
-    if (isAlone || !(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+    if (isAlone || !isCorrupt(error)) throw error
     logger.error({ err: error }, 'part of the log is damaged: it is fetched from the others')
     why = error
   }

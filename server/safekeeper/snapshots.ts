@@ -6,7 +6,7 @@
  * The newest one shortens the next start. Those between let the beginning move on later.
  */
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
-import { internalError, PalimpsestError, retryError } from '../shared/errors.ts'
+import { internalError, isCorrupt, retryError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { Turns } from '../shared/turns.ts'
 import { backupNote } from './backup-note.ts'
@@ -125,7 +125,7 @@ export class Snapshots {
         try {
           await this.files.loadSnapshot(index)
         } catch (error) {
-          if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+          if (!isCorrupt(error)) throw error
           lost.push(index)
         }
       if (lost.length === 0) return lost

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import type { Lsn, TimelineId } from '../../protocol/ids.ts'
 import type { PeerNode } from '../../protocol/messages.ts'
 import { dryDisk } from '../shared/dry-disk.ts'
-import { corruptError, invalidError, PalimpsestError } from '../shared/errors.ts'
+import { corruptError, invalidError, isCorrupt, type PalimpsestError } from '../shared/errors.ts'
 import type { Disk } from '../shared/seams.ts'
 import { BACKUP_NOTE, type BackupNote, backupNote } from './backup-note.ts'
 import { type CellOrigin, CellState, cellOrigin, decodeCommand } from './cell-state.ts'
@@ -165,10 +165,6 @@ export function damageAdvice(dir: string, why: Error): PalimpsestError {
     undefined,
     why,
   )
-}
-
-function isCorrupt(error: unknown): boolean {
-  return error instanceof PalimpsestError && error.kind === 'corrupt'
 }
 
 /** The cell's state as its members began with it. */

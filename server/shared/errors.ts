@@ -23,3 +23,7 @@ export const corruptError = (message: string, lsn?: Lsn, cause?: unknown) =>
 export const invalidError = (message: string, lsn?: Lsn) => new PalimpsestError('invalid', message, { lsn })
 export const internalError = (message: string, cause?: unknown) =>
   new PalimpsestError('internal', message, { cause })
+
+/** Whether something that is kept does not read back as it was written, as those who read it found out. */
+export const isCorrupt = (error: unknown): error is PalimpsestError =>
+  error instanceof PalimpsestError && error.kind === 'corrupt'

@@ -3,7 +3,7 @@
  * counts as belonging to the log is what the node itself would take at its next start.
  */
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
-import { PalimpsestError } from '../../shared/errors.ts'
+import { isCorrupt } from '../../shared/errors.ts'
 import type { Disk } from '../../shared/seams.ts'
 import type { EntryId, LogIndex, Term } from '../core/types.ts'
 import { type EntryHeader, entryBytes, type LogEntry } from './entry.ts'
@@ -257,7 +257,7 @@ export class LogInspection {
         }
         for await (const entry of packEntries(source)) void entry
       } catch (error) {
-        if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+        if (!isCorrupt(error)) throw error
         damage.push({ path: pack.path, message: error.message })
       } finally {
         await file.close()

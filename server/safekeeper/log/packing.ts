@@ -3,7 +3,7 @@
  * first; then packs of which enough is not needed; then small packs that follow each other become one.
  */
 import type { Lsn, TimelineId } from '../../../protocol/ids.ts'
-import { PalimpsestError } from '../../shared/errors.ts'
+import { isCorrupt } from '../../shared/errors.ts'
 import type { LogFiles } from './log-files.ts'
 import type { PackSummary } from './pack-codec.ts'
 import { type PackCache, PackFile } from './pack-file.ts'
@@ -177,7 +177,7 @@ export class Packing {
       this.packedRawBytes += rawBytes
       this.packedBytes += packBytes
     } catch (error) {
-      if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') {
+      if (!isCorrupt(error)) {
         if (sources.some(unit => unit.retired)) return false
         throw error
       }

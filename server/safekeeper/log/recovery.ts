@@ -4,7 +4,7 @@
  * end of the log after a crash", has the rules and why they suffice.
  */
 import { join } from 'node:path'
-import { PalimpsestError } from '../../shared/errors.ts'
+import { isCorrupt, PalimpsestError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Disk } from '../../shared/seams.ts'
 import type { LogIndex, Term } from '../core/types.ts'
@@ -165,7 +165,7 @@ class LogScan {
       const header = await readSegmentHeader(file, unit.path, unit.firstIndex).finally(() => file.close())
       return header.generation
     } catch (error) {
-      if (error instanceof PalimpsestError && error.kind === 'corrupt') return undefined
+      if (isCorrupt(error)) return undefined
       throw error
     }
   }
@@ -188,7 +188,7 @@ class LogScan {
       this.visit.pack(pack, summary)
       this.chainCrc = 0
     } catch (error) {
-      if (!(error instanceof PalimpsestError) || error.kind !== 'corrupt') throw error
+      if (!isCorrupt(error)) throw error
       this.damage ??= { index: unit.firstIndex, path: unit.path, offset: 0, message: error.message }
     }
   }
