@@ -2,9 +2,7 @@
 import { accessSync, constants, mkdirSync, statSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { invalidError, type PalimpsestError } from '../shared/errors.ts'
-
-/** What is in it is all of a database's content. */
-const FOLDER_MODE = 0o750
+import { DATA_DIRECTORY_MODE } from '../shared/file-modes.ts'
 
 /** @throws PalimpsestError of kind invalid that names the folder and says what to do */
 export function makeDataFolder(wanted: string): void {
@@ -25,7 +23,7 @@ export function makeDataFolder(wanted: string): void {
   }
   for (const each of missing.reverse())
     try {
-      mkdirSync(each, { mode: FOLDER_MODE })
+      mkdirSync(each, { mode: DATA_DIRECTORY_MODE })
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw explain(path, each, error, 'make')
     }

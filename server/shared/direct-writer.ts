@@ -9,7 +9,8 @@
  * Kernels keep both ways coherent: a direct write sees what was written through the cache before, and readers through the
  * cache see it afterwards. Never two writes of one file at once.
  */
-import { close, constants, fstat, open, read, write } from 'node:fs'
+import { close, constants, fstat, open, write } from 'node:fs'
+import { readFully } from './read-fully.ts'
 
 /** A multiple of all devices' blocks, and of pages. */
 export const DIRECT_BLOCK_BYTES = 4096
@@ -101,7 +102,11 @@ export class DirectWriter {
     let filled = position - at
     if (filled > 0) {
       if (this.#tailEnd === position) this.#tail.copy(memory, 0, 0, filled)
-      else await readAll(this.#fd, memory, filled, at)
+      else {
+        const got = await readFully(this.#fd, memory.subarray(0, filled), at)
+        // The file ends there.
+        memory.fill(0, got, filled)
+      }
     }
     this.#tailEnd = -1
     for (const buffer of buffers)
@@ -168,19 +173,4 @@ async function writeAll(fd: number, memory: Buffer, bytes: number, position: num
     if (whole === 0) throw Object.assign(new Error('a direct write wrote nothing'), { code: 'EINVAL' })
     done += whole
   }
-}
-
-/** Fills `memory[0, bytes)`; zeros from the end of the file on. */
-async function readAll(fd: number, memory: Buffer, bytes: number, position: number): Promise<void> {
-  let got = 0
-  while (got < bytes) {
-    const n = await new Promise<number>((resolve, reject) => {
-      read(fd, memory, got, bytes - got, position + got, (error, n) =>
-        error === null ? resolve(n) : reject(error),
-      )
-    })
-    if (n === 0) break
-    got += n
-  }
-  memory.fill(0, got, bytes)
 }

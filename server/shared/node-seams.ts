@@ -1,9 +1,10 @@
 /** Time and disk as they are. */
-import { close, fdatasync, fstat, open, read, type WriteVResult, writev } from 'node:fs'
+import { close, fdatasync, fstat, open, type WriteVResult, writev } from 'node:fs'
 import { access, mkdir, open as openHandle, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DirectWriter } from './direct-writer.ts'
 import { DATA_DIRECTORY_MODE, DATA_FILE_MODE } from './file-modes.ts'
+import { readFully } from './read-fully.ts'
 import type { Clock, Disk, DiskFile } from './seams.ts'
 
 export const nodeClock: Clock = {
@@ -72,18 +73,10 @@ class NodeDiskFile implements DiskFile {
     })
   }
 
-  async read(target: Uint8Array, position: number): Promise<number> {
-    let at = 0
-    while (at < target.length) {
-      const bytes = await new Promise<number>((resolve, reject) => {
-        read(this.fd, target, at, target.length - at, position + at, (error, n) =>
-          error === null ? resolve(n) : reject(this.told(error)),
-        )
-      })
-      if (bytes === 0) break
-      at += bytes
-    }
-    return at
+  read(target: Uint8Array, position: number): Promise<number> {
+    return readFully(this.fd, target, position).catch(error => {
+      throw this.told(error)
+    })
   }
 
   datasync(): Promise<void> {

@@ -4,24 +4,9 @@ import type { Connection } from '../../../protocol/connection.ts'
 import { MessageType } from '../../../protocol/messages.ts'
 import { Forwarder } from '../../../server/safekeeper/forward.ts'
 import { retryError } from '../../../server/shared/errors.ts'
+import { fastClock } from '../../support/fast-clock.ts'
 
 const ADDRESS = '127.0.0.1:7071'
-
-/** Time goes on by itself, fast, and in steps that are told. */
-function fastClock() {
-  let nowMs = 0
-  return {
-    wallTimeUs: () => 0,
-    monotonicMs: () => nowMs,
-    sleep: (ms: number) =>
-      new Promise<void>(resolve => {
-        setTimeout(() => {
-          nowMs += ms
-          resolve()
-        }, 1)
-      }),
-  }
-}
 
 /** A leader that answers what it is told to answer. */
 function leader() {

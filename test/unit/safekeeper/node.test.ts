@@ -6,6 +6,7 @@ import { CellNode } from '../../../server/safekeeper/node.ts'
 import { retryError } from '../../../server/shared/errors.ts'
 import { silentLog } from '../../../server/shared/log.ts'
 import type { Disk } from '../../../server/shared/seams.ts'
+import { fastClock } from '../../support/fast-clock.ts'
 import { lsnBytes } from '../../support/lsn-bytes.ts'
 import { MemoryDisk } from '../../support/memory-disk.ts'
 
@@ -14,22 +15,6 @@ const START = 12_345 as Lsn
 const SEGMENT_BYTES = 64 * 1024
 const lsn = (n: number) => n as Lsn
 const like = (fields: object) => fields as Error
-
-/** Time that goes faster than it does. */
-function fastClock() {
-  let nowMs = 0
-  return {
-    wallTimeUs: () => 0,
-    monotonicMs: () => nowMs,
-    sleep: (ms: number) =>
-      new Promise<void>(resolve => {
-        setTimeout(() => {
-          nowMs += Math.min(ms, 50)
-          resolve()
-        }, 1)
-      }),
-  }
-}
 
 async function boot(disk: Disk, segmentBytes = SEGMENT_BYTES) {
   const fatal: Error[] = []
@@ -41,7 +26,7 @@ async function boot(disk: Disk, segmentBytes = SEGMENT_BYTES) {
     peers: new Map(),
     join: [],
     disk,
-    clock: fastClock(),
+    clock: fastClock(50),
     randomHex: bytes => 'ab'.repeat(bytes),
     random: () => 0.5,
     log: silentLog,
